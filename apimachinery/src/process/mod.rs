@@ -1,0 +1,99 @@
+//! The plumbing that every binary needs and none should write again: the runtime, logs, signals, the API client and
+//! the small HTTP server for health and metrics.
+
+mod client;
+mod logging;
+mod status_server;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+pub use client::{ClientError, KubeconfigArgs, client_from_kubeconfig};
+pub use logging::LogArgs;
+pub use status_server::{HealthChecks, StatusServer, StatusServerError};
+pub use tokio_util::sync::CancellationToken;
+
+/// The version that our binaries report to clients and in node status: the upstream API level that they speak.
+pub const KUBERNETES_VERSION: &str = "v1.37.2";
+
+/// Starts logging and the runtime, runs `main` until it ends, and prints an error the way a person can act on it.
+///
+/// `main` gets a token that is cancelled at the first SIGTERM or SIGINT; a second signal ends the process at once.
+pub fn run<F, Fut, E>(logs: &LogArgs, main: F) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = Result<(), E>>,
+    E: std::error::Error,
+{
+    logs.init();
+    install_crypto_provider();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the async runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let token = shutdown_token();
+        main(token).await
+    });
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", error_chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Chooses ring as the process-wide TLS implementation; harmless when called twice.
+pub fn install_crypto_provider() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// An error and its sources on one line, `outer: inner: innermost`, without repeating a text that is already there.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}
+
+/// More threads than this only cost memory: the work is I/O.
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4)
+}
+
+fn shutdown_token() -> CancellationToken {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::spawn(async move {
+                for round in 0..2 {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    if round == 0 {
+                        tracing::info!("signal received, shutting down");
+                        cancel.cancel();
+                    }
+                }
+                std::process::exit(1);
+            });
+        }
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "cannot listen for signals"),
+    }
+    token
+}
