@@ -1,1 +1,7 @@
-//! 
+//! The four ways to change an object by describing the change: JSON patch (RFC 6902), merge patch (RFC 7396),
+//! strategic merge patch and server-side apply. All work on `serde_json::Value` trees and know kinds only through the
+//! schema; none reads or writes storage.
+
+mod json;
+
+pub use json::{PatchError, json_patch, merge_patch};
