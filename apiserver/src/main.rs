@@ -1,1 +1,3 @@
+//! The kube-apiserver binary: flags in, server out.
+
 fn main() {}

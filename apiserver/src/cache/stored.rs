@@ -1,0 +1,280 @@
+//! One stored object: encoded once, shared by every reader.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::scan::{self, ScanError};
+
+/// An object at one revision. `body` is its JSON without the braces, `kind` and `apiVersion`, with
+/// `metadata.resourceVersion` in place, so that every answer is a header, the body and a brace.
+#[derive(Debug)]
+pub struct Stored {
+    /// The key in the store, `/registry/pods/default/a`.
+    pub key: Arc<str>,
+    pub revision: u64,
+    pub body: Bytes,
+    pub meta: Extracted,
+    pub kind: Arc<KindInfo>,
+    /// The `k8s\0` protobuf form in the storage version, made when first asked for.
+    proto: OnceLock<Option<Bytes>>,
+}
+
+/// What selection, the garbage collector's graph and the indexes need, read once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extracted {
+    pub name: Box<str>,
+    pub namespace: Box<str>,
+    pub uid: Box<str>,
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// Uids of the owner references.
+    pub owners: Box<[Box<str>]>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// The kind's selectable fields, in the order in which its strategy names them.
+    pub fields: Box<[Box<str>]>,
+}
+
+/// What all objects of one resource have in common in the cache.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct KindInfo {
+    /// Kind and apiVersion of the storage version.
+    pub kind: String,
+    pub api_version: String,
+    /// Dotted paths of the selectable fields, with the value that stands for an absent one.
+    pub fields: Vec<(&'static str, &'static str)>,
+    /// Which of `fields` watchers are indexed by.
+    pub indexed: Option<usize>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeStoredError {
+    #[error("the stored value is not an object")]
+    Scan(#[from] ScanError),
+    #[error("the stored protobuf cannot be read")]
+    Protobuf(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the stored value has no metadata")]
+    NoMetadata,
+    #[error("the stored value is not text")]
+    NotText,
+}
+
+impl Stored {
+    /// Reads what the store holds under `key`: JSON, or upstream's protobuf.
+    pub fn decode(kind: &Arc<KindInfo>, key: &str, value: &[u8], revision: u64) -> Result<Self, DecodeStoredError> {
+        if value.starts_with(b"k8s\0") {
+            let tree = apimachinery::codec::proto::decode_object(value)
+                .map_err(|error| DecodeStoredError::Protobuf(Box::new(error)))?;
+            return Self::from_json(kind, key, tree.to_string().as_bytes(), revision);
+        }
+        Self::from_json(kind, key, value, revision)
+    }
+
+    /// One pass over the members: the header goes, the revision comes in, the metadata is read.
+    fn from_json(kind: &Arc<KindInfo>, key: &str, json: &[u8], revision: u64) -> Result<Self, DecodeStoredError> {
+        let mut body = Vec::with_capacity(json.len() + 32);
+        let mut meta = None;
+        for member in scan::members(json)? {
+            let member = member?;
+            if matches!(member.key, b"kind" | b"apiVersion") {
+                continue;
+            }
+            if !body.is_empty() {
+                body.push(b',');
+            }
+            push_key(&mut body, member.key);
+            if member.key == b"metadata" {
+                meta = Some(Extracted::read(member.value)?);
+                splice_revision(&mut body, member.value, revision)?;
+            } else {
+                body.extend_from_slice(member.value);
+            }
+        }
+        let mut meta = meta.ok_or(DecodeStoredError::NoMetadata)?;
+        meta.fields = kind
+            .fields
+            .iter()
+            .map(|(path, absent)| {
+                let value = scan::find(json, path.split('.')).and_then(scan::scalar);
+                value.as_deref().unwrap_or(absent).into()
+            })
+            .collect();
+        if std::str::from_utf8(&body).is_err() {
+            return Err(DecodeStoredError::NotText);
+        }
+        body.shrink_to_fit();
+        Ok(Self { key: key.into(), revision, body: body.into(), meta, kind: kind.clone(), proto: OnceLock::new() })
+    }
+
+    /// The same object with the revision of a later change, as the last state in a deletion.
+    pub fn at_revision(&self, revision: u64) -> Result<Self, DecodeStoredError> {
+        Self::from_json(&self.kind, &self.key, &self.braced(), revision)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.meta.name
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.meta.namespace
+    }
+
+    pub fn uid(&self) -> &str {
+        &self.meta.uid
+    }
+
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.meta.labels.iter().find(|(key, _)| &**key == name).map(|(_, value)| &**value)
+    }
+
+    /// The value of a selectable field; `None` when the kind has no such field.
+    pub fn field(&self, path: &str) -> Option<&str> {
+        match path {
+            "metadata.name" => Some(self.name()),
+            "metadata.namespace" => Some(self.namespace()),
+            _ => {
+                let index = self.kind.fields.iter().position(|(name, _)| *name == path)?;
+                self.meta.fields.get(index).map(|value| &**value)
+            }
+        }
+    }
+
+    /// The value of the field that watchers are indexed by.
+    pub(super) fn index_value(&self) -> Option<&str> {
+        self.meta.fields.get(self.kind.indexed?).map(|value| &**value)
+    }
+
+    /// The object as a tree, with `kind` and `apiVersion` of the storage version.
+    pub fn value(&self) -> Value {
+        let mut map: Map<String, Value> = serde_json::from_slice(&self.braced()).unwrap_or_else(|error| {
+            tracing::error!(key = %self.key, %error, "a cached object does not parse");
+            Map::new()
+        });
+        map.insert("kind".into(), self.kind.kind.as_str().into());
+        map.insert("apiVersion".into(), self.kind.api_version.as_str().into());
+        Value::Object(map)
+    }
+
+    /// The `k8s\0` protobuf form in the storage version; `None` when it has none.
+    pub fn protobuf(&self) -> Option<Bytes> {
+        let encoded = self.proto.get_or_init(|| match apimachinery::codec::proto::encode_object(&self.value()) {
+            Ok(bytes) => Some(bytes.into()),
+            Err(error) => {
+                tracing::warn!(key = %self.key, %error, "an object has no protobuf form");
+                None
+            }
+        });
+        encoded.clone()
+    }
+
+    fn braced(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.body.len() + 2);
+        text.push(b'{');
+        text.extend_from_slice(&self.body);
+        text.push(b'}');
+        text
+    }
+}
+
+impl Extracted {
+    fn read(metadata: &[u8]) -> Result<Self, ScanError> {
+        let mut meta = Self::default();
+        for member in scan::members(metadata)? {
+            let member = member?;
+            let text = || scan::scalar(member.value).as_deref().unwrap_or_default().into();
+            match member.key {
+                b"name" => meta.name = text(),
+                b"namespace" => meta.namespace = text(),
+                b"uid" => meta.uid = text(),
+                b"deletionTimestamp" => meta.deleting = member.value != b"null",
+                b"labels" if member.value.starts_with(b"{") => meta.labels = labels(member.value)?,
+                b"ownerReferences" => {
+                    meta.owners = scan::elements(member.value)
+                        .into_iter()
+                        .filter_map(|owner| Some(scan::scalar(scan::find(owner, ["uid"])?)?.as_ref().into()))
+                        .collect();
+                }
+                _ => {}
+            }
+        }
+        Ok(meta)
+    }
+}
+
+fn labels(text: &[u8]) -> Result<Box<[(Box<str>, Box<str>)]>, ScanError> {
+    scan::members(text)?
+        .map(|member| {
+            let member = member?;
+            let value = scan::scalar(member.value).unwrap_or_default();
+            Ok((String::from_utf8_lossy(member.key).as_ref().into(), value.as_ref().into()))
+        })
+        .collect()
+}
+
+fn push_key(out: &mut Vec<u8>, key: &[u8]) {
+    out.push(b'"');
+    out.extend_from_slice(key);
+    out.extend_from_slice(b"\":");
+}
+
+/// Copies the metadata with `resourceVersion` being this revision.
+fn splice_revision(out: &mut Vec<u8>, metadata: &[u8], revision: u64) -> Result<(), ScanError> {
+    out.extend_from_slice(b"{\"resourceVersion\":\"");
+    out.extend_from_slice(revision.to_string().as_bytes());
+    out.push(b'"');
+    for member in scan::members(metadata)? {
+        let member = member?;
+        if member.key != b"resourceVersion" {
+            out.push(b',');
+            push_key(out, member.key);
+            out.extend_from_slice(member.value);
+        }
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_header_goes_and_the_revision_comes_in() {
+        let kind = Arc::new(KindInfo {
+            kind: "Pod".into(),
+            api_version: "v1".into(),
+            fields: vec![("spec.nodeName", ""), ("spec.hostNetwork", "false")],
+            indexed: Some(0),
+        });
+        let text =
+            br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u","labels":{"x":"y"},
+            "resourceVersion":"1","ownerReferences":[{"uid":"o"}]},"spec":{"nodeName":"n"}}"#;
+        let stored = Stored::decode(&kind, "/registry/pods/d/a", text, 7).expect("decodes");
+        assert_eq!(
+            (
+                stored.name(),
+                stored.namespace(),
+                stored.uid(),
+                stored.label("x"),
+                stored.field("spec.nodeName"),
+                stored.field("spec.hostNetwork")
+            ),
+            ("a", "d", "u", Some("y"), Some("n"), Some("false"))
+        );
+        assert_eq!(&*stored.meta.owners, &["o".into()]);
+        assert!(stored.body.starts_with(br#""metadata":{"resourceVersion":"7","name":"a""#));
+        let later = stored.at_revision(9).expect("again");
+        assert_eq!(later.value()["metadata"]["resourceVersion"], json!("9"));
+        assert_eq!(later.value()["apiVersion"], json!("v1"));
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        let kind = Arc::default();
+        for text in [&b"[]"[..], b"{}", b"", b"{\"metadata\":1}"] {
+            assert!(Stored::decode(&kind, "k", text, 1).is_err());
+        }
+    }
+}
