@@ -10,5 +10,6 @@ pub mod merge;
 pub mod meta;
 pub mod process;
 pub mod schema;
+pub mod spdy;
 pub mod status;
 pub mod testing;
