@@ -1,0 +1,280 @@
+//! The resources that are questions: access reviews, rules reviews, token reviews, "who am I". They are answered at
+//! once and never stored.
+
+use apimachinery::meta::GroupKind;
+use apimachinery::status::{FieldError, Result, Status};
+use async_trait::async_trait;
+use serde_json::{Map, Value, json};
+
+use super::rules::PolicyRule;
+use super::{Attributes, Decision, UserInfo};
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::{Cx, Strategy, SubresourceHandler};
+
+/// Which question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Review {
+    SelfSubjectAccess,
+    SubjectAccess,
+    LocalSubjectAccess,
+    SelfSubjectRules,
+    SelfSubject,
+    Token,
+}
+
+/// The strategy of each review, by group and resource; `None` for other resources.
+pub fn strategy(group: &str, resource: &str) -> Option<&'static dyn Strategy> {
+    Some(match (group, resource) {
+        ("authorization.k8s.io", "selfsubjectaccessreviews") => &Review::SelfSubjectAccess,
+        ("authorization.k8s.io", "subjectaccessreviews") => &Review::SubjectAccess,
+        ("authorization.k8s.io", "localsubjectaccessreviews") => &Review::LocalSubjectAccess,
+        ("authorization.k8s.io", "selfsubjectrulesreviews") => &Review::SelfSubjectRules,
+        ("authentication.k8s.io", "selfsubjectreviews") => &Review::SelfSubject,
+        ("authentication.k8s.io", "tokenreviews") => &Review::Token,
+        _ => return None,
+    })
+}
+
+impl Strategy for Review {
+    fn answers_create(&self) -> Option<&'static dyn SubresourceHandler> {
+        Some(match self {
+            Self::SelfSubjectAccess => &Self::SelfSubjectAccess,
+            Self::SubjectAccess => &Self::SubjectAccess,
+            Self::LocalSubjectAccess => &Self::LocalSubjectAccess,
+            Self::SelfSubjectRules => &Self::SelfSubjectRules,
+            Self::SelfSubject => &Self::SelfSubject,
+            Self::Token => &Self::Token,
+        })
+    }
+}
+
+#[async_trait]
+impl SubresourceHandler for Review {
+    async fn handle(&self, cx: &Cx<'_>, _name: &str, _verb: &str, mut body: Value) -> Result<Value> {
+        let status = match self {
+            Self::SelfSubjectAccess | Self::SubjectAccess | Self::LocalSubjectAccess => self.access(cx, &body)?,
+            Self::SelfSubjectRules => rules(cx, &body)?,
+            Self::SelfSubject => json!({"userInfo": user_json(cx.user)}),
+            Self::Token => token(cx, &body)?,
+        };
+        body.set(&["status"], status);
+        if !matches!(self, Self::Token) {
+            body.metadata_mut().entry("creationTimestamp").or_insert(Value::Null);
+        }
+        Ok(body)
+    }
+}
+
+impl Review {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::SelfSubjectAccess => "SelfSubjectAccessReview",
+            Self::SubjectAccess => "SubjectAccessReview",
+            Self::LocalSubjectAccess => "LocalSubjectAccessReview",
+            Self::SelfSubjectRules => "SelfSubjectRulesReview",
+            Self::SelfSubject => "SelfSubjectReview",
+            Self::Token => "TokenReview",
+        }
+    }
+
+    fn access(self, cx: &Cx<'_>, body: &Value) -> Result<Value> {
+        let mut body = body.clone();
+        if self == Self::LocalSubjectAccess {
+            if body.namespace().is_empty() {
+                body.set(&["metadata", "namespace"], cx.namespace);
+            }
+            if body.namespace() != cx.namespace {
+                let (namespace, wanted) = (body.namespace(), cx.namespace);
+                let message = format!("namespace on request ({wanted}) does not match namespace on review ({namespace})");
+                return Err(Status::bad_request(message));
+            }
+        }
+        let errors = self.validate(&body);
+        if !errors.is_empty() {
+            return Err(Status::invalid(&GroupKind::new("authorization.k8s.io", self.kind()), "", &errors));
+        }
+        let subject = match self {
+            Self::SelfSubjectAccess => cx.user.clone(),
+            _ => subject_of(&body),
+        };
+        let spec = &body["spec"];
+        let selector = field_selector(spec);
+        let decision = cx.server.auth.authorize(cx.server, &attributes(&subject, spec, &selector));
+        let mut status = json!({"allowed": decision.is_allowed()});
+        if matches!(decision, Decision::Deny(_)) {
+            status["denied"] = true.into();
+        }
+        if !decision.reason().is_empty() {
+            status["reason"] = decision.reason().into();
+        }
+        Ok(status)
+    }
+
+    fn validate(self, body: &Value) -> Vec<FieldError> {
+        let spec = &body["spec"];
+        let given = |field: &str| spec.get(field).is_some_and(|value| !value.is_null());
+        let (resource, path) = (given("resourceAttributes"), given("nonResourceAttributes"));
+        let mut errors = Vec::new();
+        if resource && path {
+            errors.push(FieldError::invalid(
+                "spec.nonResourceAttributes",
+                spec["nonResourceAttributes"].clone(),
+                "cannot be specified in combination with resourceAttributes",
+            ));
+        }
+        if !resource && !path {
+            errors.push(FieldError::invalid(
+                "spec.resourceAttributes",
+                spec["nonResourceAttributes"].clone(),
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            ));
+        }
+        if self != Self::SelfSubjectAccess && spec.str_at(&["user"]).is_empty() && spec.list_at(&["groups"]).is_empty() {
+            errors.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));
+        }
+        let namespace = spec.str_at(&["resourceAttributes", "namespace"]);
+        if self == Self::LocalSubjectAccess && resource && namespace != body.namespace() {
+            errors.push(FieldError::invalid("spec.resourceAttributes.namespace", namespace, "must match metadata.namespace"));
+        }
+        if self == Self::LocalSubjectAccess && path {
+            let value = spec["nonResourceAttributes"].clone();
+            errors.push(FieldError::invalid("spec.nonResourceAttributes", value, "disallowed on this kind of request"));
+        }
+        errors
+    }
+}
+
+fn attributes<'a>(user: &'a UserInfo, spec: &'a Value, field_selector: &'a str) -> Attributes<'a> {
+    if let Some(path) = spec.get("nonResourceAttributes").filter(|attributes| !attributes.is_null()) {
+        return Attributes::path(user, path.str_at(&["verb"]), path.str_at(&["path"]));
+    }
+    let text = |field| spec.str_at(&["resourceAttributes", field]);
+    Attributes {
+        api_version: text("version"),
+        subresource: text("subresource"),
+        namespace: text("namespace"),
+        name: text("name"),
+        field_selector,
+        ..Attributes::resource(user, text("verb"), text("group"), text("resource"))
+    }
+}
+
+/// The field selector of the question as a list request would write it; requirements of other forms restrict nothing
+/// that an authorizer knows of, and leaving them out only makes the answer stricter.
+fn field_selector(spec: &Value) -> String {
+    let selector = &spec["resourceAttributes"]["fieldSelector"];
+    let raw = selector.str_at(&["rawSelector"]);
+    if !raw.is_empty() {
+        return raw.to_owned();
+    }
+    let single = |requirement: &Value| match requirement.list_at(&["values"]) {
+        [value] if requirement["operator"] == "In" => {
+            Some(format!("{}={}", requirement.str_at(&["key"]), value.as_str().unwrap_or_default()))
+        }
+        _ => None,
+    };
+    let terms: Vec<String> = selector.list_at(&["requirements"]).iter().filter_map(single).collect();
+    terms.join(",")
+}
+
+fn subject_of(body: &Value) -> UserInfo {
+    let texts = |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let spec = &body["spec"];
+    let extra = spec.map_at(&["extra"]).into_iter().flatten();
+    UserInfo {
+        name: spec.str_at(&["user"]).to_owned(),
+        uid: spec.str_at(&["uid"]).to_owned(),
+        groups: texts(&spec["groups"]),
+        extra: extra.map(|(key, values)| (key.to_ascii_lowercase(), texts(values))).collect(),
+    }
+}
+
+fn user_json(user: &UserInfo) -> Value {
+    let mut json = Map::new();
+    json.insert("username".into(), user.name.as_str().into());
+    if !user.uid.is_empty() {
+        json.insert("uid".into(), user.uid.as_str().into());
+    }
+    if !user.groups.is_empty() {
+        json.insert("groups".into(), user.groups.clone().into());
+    }
+    if !user.extra.is_empty() {
+        json.insert("extra".into(), json!(user.extra));
+    }
+    json.into()
+}
+
+fn rules(cx: &Cx<'_>, body: &Value) -> Result<Value> {
+    let namespace = body.str_at(&["spec", "namespace"]);
+    if namespace.is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
+    }
+    let auth = &cx.server.auth;
+    let all = PolicyRule { verbs: vec!["*".into()], ..PolicyRule::default() };
+    let (mut held, errors) = match auth.rbac() {
+        Some(rbac) => rbac.rules_for(&*cx.server.caches, cx.user, namespace),
+        None => (Vec::new(), Vec::new()),
+    };
+    if auth.allows_everything() || cx.user.is_in(super::MASTERS) {
+        held.push(PolicyRule { api_groups: vec!["*".into()], resources: vec!["*".into()], ..all.clone() });
+        held.push(PolicyRule { non_resource_urls: vec!["*".into()], ..all });
+    }
+    let (paths, resources): (Vec<_>, Vec<_>) = held.into_iter().partition(|rule| rule.resources.is_empty());
+    let is_node = super::node::node_identity(cx.user).is_some();
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node || !errors.is_empty()});
+    let mut texts = errors;
+    if is_node {
+        texts.push("node authorizer does not support user rule resolution".into());
+    }
+    match texts.as_slice() {
+        [] => {}
+        [one] => status["evaluationError"] = one.as_str().into(),
+        many => status["evaluationError"] = format!("[{}]", many.join(", ")).into(),
+    }
+    Ok(status)
+}
+
+fn token(cx: &Cx<'_>, body: &Value) -> Result<Value> {
+    let token = body.str_at(&["spec", "token"]);
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+    }
+    let audiences: Vec<String> =
+        body.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let Some((mut user, good_for)) = cx.server.auth.token_user(&*cx.server.caches, token, &audiences) else {
+        return Ok(json!({"user": {}, "error": "invalid bearer token"}));
+    };
+    super::add_group_of_everybody(&mut user);
+    let mut status = json!({"authenticated": true, "user": user_json(&user)});
+    if !good_for.is_empty() {
+        status["audiences"] = good_for.into();
+    }
+    Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reviews_must_ask_exactly_one_question() {
+        let errors = |review: Review, body: Value| {
+            review.validate(&body).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let resource = json!({"resourceAttributes": {"namespace": "a", "verb": "get", "resource": "pods"}});
+        assert_eq!(errors(Review::SelfSubjectAccess, json!({"spec": resource})), "");
+        assert!(errors(Review::SelfSubjectAccess, json!({"spec": {}})).contains("exactly one of nonResourceAttributes"));
+        assert!(errors(Review::SubjectAccess, json!({"spec": resource})).contains("at least one of user or group"));
+        let local = json!({"metadata": {"namespace": "b"}, "spec": {"user": "u", "resourceAttributes": {"namespace": "a"}}});
+        assert!(errors(Review::LocalSubjectAccess, local).contains("must match metadata.namespace"));
+    }
+
+    #[test]
+    fn questions_become_attributes() {
+        let spec = json!({"resourceAttributes": {"verb": "list", "resource": "pods", "namespace": "a",
+            "fieldSelector": {"requirements": [{"key": "spec.nodeName", "operator": "In", "values": ["n"]}]}}});
+        let (user, selector) = (UserInfo::default(), field_selector(&spec));
+        let asked = attributes(&user, &spec, &selector);
+        assert_eq!((asked.verb, asked.resource, asked.namespace, asked.field_selector), ("list", "pods", "a", "spec.nodeName=n"));
+    }
+}
