@@ -1,0 +1,111 @@
+//! Requests on objects of any kind as JSON trees: what the plan executor, the event recorder and controllers over
+//! discovered kinds share. It knows paths and verbs, and no kind.
+
+use std::borrow::Cow;
+
+use http::{Method, Request};
+use kube::{Client, Resource};
+use serde_json::Value;
+
+/// Where a kind is served.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceId {
+    pub group: Cow<'static, str>,
+    pub version: Cow<'static, str>,
+    pub plural: Cow<'static, str>,
+    pub kind: Cow<'static, str>,
+}
+
+impl ResourceId {
+    pub fn of<K: Resource<DynamicType = ()>>() -> Self {
+        Self { group: K::group(&()), version: K::version(&()), plural: K::plural(&()), kind: K::kind(&()) }
+    }
+
+    /// `v1`, `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The URL path; empty parts are left out.
+    pub fn path(&self, namespace: &str, name: &str, subresource: &str) -> String {
+        let mut path = if self.group.is_empty() { "/api/".to_owned() } else { format!("/apis/{}/", self.group) };
+        path.push_str(&self.version);
+        if !namespace.is_empty() {
+            path.push_str("/namespaces/");
+            path.push_str(namespace);
+        }
+        for part in [self.plural.as_ref(), name, subresource] {
+            if !part.is_empty() {
+                path.push('/');
+                path.push_str(part);
+            }
+        }
+        path
+    }
+}
+
+/// A thin client for JSON trees.
+#[derive(Clone)]
+pub struct Rest {
+    client: Client,
+}
+
+impl Rest {
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub async fn get(&self, path: &str) -> kube::Result<Value> {
+        self.send(Method::GET, path, "application/json", None).await
+    }
+
+    pub async fn create(&self, path: &str, body: &Value) -> kube::Result<Value> {
+        self.send(Method::POST, path, "application/json", Some(body)).await
+    }
+
+    pub async fn replace(&self, path: &str, body: &Value) -> kube::Result<Value> {
+        self.send(Method::PUT, path, "application/json", Some(body)).await
+    }
+
+    pub async fn patch(&self, path: &str, content_type: &str, body: &Value) -> kube::Result<Value> {
+        self.send(Method::PATCH, path, content_type, Some(body)).await
+    }
+
+    /// Deletes an object, or a collection when the path names no object; `options` is a DeleteOptions tree.
+    pub async fn delete(&self, path: &str, options: &Value) -> kube::Result<Value> {
+        self.send(Method::DELETE, path, "application/json", Some(options)).await
+    }
+
+    async fn send(&self, method: Method, path: &str, content_type: &str, body: Option<&Value>) -> kube::Result<Value> {
+        let bytes = match body {
+            Some(body) => serde_json::to_vec(body).map_err(kube::Error::SerdeError)?,
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::ACCEPT, "application/json")
+            .header(http::header::CONTENT_TYPE, content_type)
+            .body(bytes)
+            .map_err(kube::Error::HttpError)?;
+        self.client.request(request).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::{apps::v1::Deployment, core::v1::Node};
+
+    #[test]
+    fn paths_of_kinds() {
+        let deployments = ResourceId::of::<Deployment>();
+        assert_eq!(deployments.path("a", "b", "status"), "/apis/apps/v1/namespaces/a/deployments/b/status");
+        assert_eq!(deployments.path("a", "", ""), "/apis/apps/v1/namespaces/a/deployments");
+        assert_eq!(ResourceId::of::<Node>().path("", "n", ""), "/api/v1/nodes/n");
+    }
+}
