@@ -7,9 +7,13 @@
 //!
 //! Never: state of its own on disk beyond the pods' volumes, a container restarted because the kubelet was.
 
+pub mod cgroups;
 pub mod config;
 pub mod cri;
+pub mod dns;
+pub mod objects;
 pub mod pod;
 pub mod server;
 pub mod state;
 pub mod streaming;
+pub mod volumes;

@@ -1,7 +1,14 @@
 //! Pods on this node: what they should be, what the runtime says they are, and the actor per pod that brings the two
 //! together. All policy is in [`plan`] and [`status`], which are pure.
 
+pub mod config;
+pub mod downward;
+pub mod env;
 pub mod observed;
+pub mod plan;
+pub mod qos;
+pub mod services;
+pub mod status;
 
 use k8s_openapi::api::core::v1::Pod;
 

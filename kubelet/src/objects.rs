@@ -1,0 +1,61 @@
+//! Config maps, secrets and other objects that pods refer to, read when they are needed and never kept.
+
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use kube::{Api, Client};
+
+/// Why an object could not be had; the texts are those that users see in events.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error("{kind} \"{name}\" not found")]
+    NotFound { kind: &'static str, name: String },
+    #[error("failed to get {kind} \"{name}\": {source}")]
+    Get { kind: &'static str, name: String, source: Box<kube::Error> },
+}
+
+impl ObjectError {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    fn from(kind: &'static str, name: &str, error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 404 => Self::NotFound { kind, name: name.to_owned() },
+            error => Self::Get { kind, name: name.to_owned(), source: Box::new(error) },
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Objects {
+    client: Client,
+}
+
+impl Objects {
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub async fn config_map(&self, namespace: &str, name: &str) -> Result<ConfigMap, ObjectError> {
+        let api = Api::namespaced(self.client.clone(), namespace);
+        api.get(name).await.map_err(|error| ObjectError::from("configmap", name, error))
+    }
+
+    pub async fn secret(&self, namespace: &str, name: &str) -> Result<Secret, ObjectError> {
+        let api = Api::namespaced(self.client.clone(), namespace);
+        api.get(name).await.map_err(|error| ObjectError::from("secret", name, error))
+    }
+
+    pub async fn claim(&self, namespace: &str, name: &str) -> Result<PersistentVolumeClaim, ObjectError> {
+        let api = Api::namespaced(self.client.clone(), namespace);
+        api.get(name).await.map_err(|error| ObjectError::from("persistentvolumeclaim", name, error))
+    }
+
+    pub async fn volume(&self, name: &str) -> Result<PersistentVolume, ObjectError> {
+        let api = Api::all(self.client.clone());
+        api.get(name).await.map_err(|error| ObjectError::from("persistentvolume", name, error))
+    }
+}

@@ -1,0 +1,307 @@
+//! The volumes of pods: made before the first container starts, refreshed while the pod runs, removed after it.
+//!
+//! Every path derives from the pod's uid and the volume's name (`pods/<uid>/volumes/<plugin>/<name>`, as upstream
+//! lays it out), and mounts are looked up in the kernel's table, so setting up twice changes nothing and cleaning up
+//! needs no record.
+
+mod mount;
+mod payload;
+mod projected;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use apimachinery::meta::Quantity;
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{
+    Container as Spec, HostPathVolumeSource, PersistentVolumeClaimVolumeSource, Pod, Volume, VolumeMount,
+};
+use nix::unistd::{Gid, chown};
+
+pub use mount::{MountError, unmount_below};
+pub use payload::PayloadError;
+pub use projected::{ProjectedError, Tokens};
+
+use crate::objects::{ObjectError, Objects};
+use crate::pod::downward::Downward;
+use crate::pod::env::expand;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error(transparent)]
+    Fetch(#[from] ObjectError),
+    #[error(transparent)]
+    Content(#[from] ProjectedError),
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("cannot {step} {path}")]
+    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error("hostPath type check failed: {path} is not a {expected}")]
+    HostPathType { path: PathBuf, expected: &'static str },
+    #[error("volume type of {0:?} is not supported by this kubelet")]
+    Unsupported(String),
+    #[error("persistentvolumeclaim {0:?} is not bound")]
+    NotBound(String),
+    #[error("volume {0:?} is not defined in the pod")]
+    NoVolume(String),
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Io { step, path, source }
+}
+
+/// Where each volume of a pod is on the host.
+pub type Volumes = HashMap<String, Mounted>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mounted {
+    Path { path: PathBuf, read_only: bool },
+    /// An image, mounted by the runtime.
+    Image { reference: String, pull_policy: Option<String> },
+}
+
+/// What volumes are made from beside the pod.
+pub struct VolumeContext<'a> {
+    pub root_dir: &'a Path,
+    pub objects: &'a Objects,
+    pub tokens: &'a Tokens,
+    pub downward: &'a Downward<'a>,
+}
+
+pub fn pod_dir(root_dir: &Path, uid: &str) -> PathBuf {
+    root_dir.join("pods").join(uid)
+}
+
+/// Creates the pod's own directories.
+pub fn make_pod_dirs(root_dir: &Path, uid: &str) -> Result<(), VolumeError> {
+    let pod = pod_dir(root_dir, uid);
+    for name in ["", "volumes", "plugins", "containers"] {
+        let path = pod.join(name);
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(&path).map_err(failed("create", &path))?;
+    }
+    Ok(())
+}
+
+/// Unmounts whatever is mounted below the pod's directory; the directory stays for the logs of termination messages.
+pub fn release(root_dir: &Path, uid: &str) -> Result<(), VolumeError> {
+    let pod = pod_dir(root_dir, uid);
+    unmount_below(&pod)?;
+    for name in ["volumes", "volume-subpaths"] {
+        remove(&pod.join(name))?;
+    }
+    Ok(())
+}
+
+/// Removes the pod's directory. Call [`release`] first: a mount left inside would be emptied.
+pub fn remove_pod_dir(root_dir: &Path, uid: &str) -> Result<(), VolumeError> {
+    unmount_below(&pod_dir(root_dir, uid))?;
+    remove(&pod_dir(root_dir, uid))
+}
+
+fn remove(path: &Path) -> Result<(), VolumeError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Sets up (or refreshes) all volumes of the pod.
+pub async fn setup(pod: &Pod, cx: &VolumeContext<'_>) -> Result<Volumes, VolumeError> {
+    let mut volumes = Volumes::new();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        volumes.insert(volume.name.clone(), one(pod, volume, cx).await?);
+    }
+    Ok(volumes)
+}
+
+/// True when a later look may find other content: then the pod is refreshed from time to time.
+pub fn may_change(pod: &Pod) -> bool {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mut changing = volumes.filter(|volume| {
+        volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some()
+    });
+    changing.next().is_some()
+}
+
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
+async fn one(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<Mounted, VolumeError> {
+    let plugin_dir = |plugin: &str| {
+        let uid = crate::pod::runtime_uid(pod);
+        pod_dir(cx.root_dir, uid).join("volumes").join(plugin).join(&volume.name)
+    };
+    let writable = |path| Ok(Mounted::Path { path, read_only: false });
+    if let Some(source) = &volume.empty_dir {
+        let path = plugin_dir("kubernetes.io~empty-dir");
+        let limit = source.size_limit.as_ref().and_then(|limit| limit.0.parse::<Quantity>().ok());
+        let size = limit.and_then(|limit| u64::try_from(limit.value()).ok()).unwrap_or(0);
+        empty_dir(&path, source.medium.as_deref() == Some("Memory"), size, fs_group(pod))?;
+        return writable(path);
+    }
+    if let Some(source) = &volume.host_path {
+        host_path(source)?;
+        return writable(PathBuf::from(&source.path));
+    }
+    if let Some(source) = &volume.image {
+        let reference = source.reference.clone().unwrap_or_default();
+        return Ok(Mounted::Image { reference, pull_policy: source.pull_policy.clone() });
+    }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        return persistent(pod, claim, cx).await;
+    }
+    let Some(content) = projected::content(pod, volume, cx).await? else {
+        return Err(VolumeError::Unsupported(volume.name.clone()));
+    };
+    let path = plugin_dir(content.plugin);
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(failed("create", &path))?;
+    if content.in_memory {
+        mount::tmpfs(&path, 0)?;
+    }
+    payload::write(&path, &content.files, fs_group(pod))?;
+    if let Some(group) = fs_group(pod) {
+        chown(&path, None, Some(Gid::from_raw(group))).map_err(|errno| failed("chown", &path)(errno.into()))?;
+    }
+    Ok(Mounted::Path { path, read_only: true })
+}
+
+fn empty_dir(path: &Path, memory: bool, size: u64, group: Option<u32>) -> Result<(), VolumeError> {
+    let is_new = !path.exists();
+    fs::create_dir_all(path).map_err(failed("create", path))?;
+    if memory {
+        mount::tmpfs(path, size)?;
+    }
+    if is_new {
+        let mode = if group.is_some() { 0o2777 } else { 0o777 };
+        if let Some(group) = group {
+            chown(path, None, Some(Gid::from_raw(group))).map_err(|errno| failed("chown", path)(errno.into()))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
+    }
+    Ok(())
+}
+
+fn host_path(source: &HostPathVolumeSource) -> Result<(), VolumeError> {
+    let path = Path::new(&source.path);
+    let kind = fs::metadata(path).map(|metadata| metadata.file_type());
+    let check = |expected: &'static str, test: fn(&fs::FileType) -> bool| match &kind {
+        Ok(kind) if test(kind) => Ok(()),
+        _ => Err(VolumeError::HostPathType { path: path.to_owned(), expected }),
+    };
+    match source.type_.as_deref().unwrap_or_default() {
+        "DirectoryOrCreate" if kind.is_err() => {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("create", path))
+        }
+        "FileOrCreate" if kind.is_err() => {
+            fs::OpenOptions::new().create(true).append(true).open(path).map(drop).map_err(failed("create", path))
+        }
+        "DirectoryOrCreate" | "Directory" => check("directory", fs::FileType::is_dir),
+        "FileOrCreate" | "File" => check("file", fs::FileType::is_file),
+        "Socket" => check("socket", fs::FileType::is_socket),
+        "CharDevice" => check("character device", fs::FileType::is_char_device),
+        "BlockDevice" => check("block device", fs::FileType::is_block_device),
+        _ => Ok(()),
+    }
+}
+
+/// Claims bound to `hostPath` and `local` volumes; others need a driver.
+async fn persistent(
+    pod: &Pod,
+    source: &PersistentVolumeClaimVolumeSource,
+    cx: &VolumeContext<'_>,
+) -> Result<Mounted, VolumeError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let claim = cx.objects.claim(namespace, &source.claim_name).await?;
+    let bound = claim.spec.and_then(|spec| spec.volume_name).filter(|name| !name.is_empty());
+    let name = bound.ok_or_else(|| VolumeError::NotBound(source.claim_name.clone()))?;
+    let spec = cx.objects.volume(&name).await?.spec.unwrap_or_default();
+    let read_only = source.read_only.unwrap_or(false);
+    if let Some(host) = &spec.host_path {
+        host_path(host)?;
+        return Ok(Mounted::Path { path: PathBuf::from(&host.path), read_only });
+    }
+    match spec.local {
+        Some(local) => Ok(Mounted::Path { path: PathBuf::from(local.path), read_only }),
+        None => Err(VolumeError::Unsupported(name)),
+    }
+}
+
+/// The runtime's mounts for one container.
+pub fn container_mounts(
+    pod: &Pod,
+    spec: &Spec,
+    volumes: &Volumes,
+    env: &[(String, String)],
+    root_dir: &Path,
+) -> Result<Vec<cri::Mount>, VolumeError> {
+    let mounts = spec.volume_mounts.iter().flatten().enumerate();
+    mounts.map(|(index, mount)| container_mount(pod, spec, volumes, env, root_dir, index, mount)).collect()
+}
+
+fn container_mount(
+    pod: &Pod,
+    spec: &Spec,
+    volumes: &Volumes,
+    env: &[(String, String)],
+    root_dir: &Path,
+    index: usize,
+    mount: &VolumeMount,
+) -> Result<cri::Mount, VolumeError> {
+    let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::NoVolume(mount.name.clone()))?;
+    let container_path = if mount.mount_path.starts_with('/') {
+        mount.mount_path.clone()
+    } else {
+        format!("/{}", mount.mount_path)
+    };
+    let Mounted::Path { path, read_only } = volume else {
+        return Ok(image_mount(volume, container_path));
+    };
+    let sub_path = match &mount.sub_path_expr {
+        Some(text) => expand(text, |name| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())),
+        None => mount.sub_path.clone().unwrap_or_default(),
+    };
+    let host_path = if sub_path.is_empty() {
+        path.clone()
+    } else {
+        let uid = crate::pod::runtime_uid(pod);
+        let target = pod_dir(root_dir, uid)
+            .join("volume-subpaths")
+            .join(&mount.name)
+            .join(&spec.name)
+            .join(index.to_string());
+        mount::bind_sub_path(path, &sub_path, &target)?;
+        target
+    };
+    Ok(cri::Mount {
+        container_path,
+        host_path: host_path.display().to_string(),
+        readonly: mount.read_only.unwrap_or(false) || *read_only,
+        propagation: match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
+            Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
+            _ => cri::MountPropagation::PropagationPrivate,
+        } as i32,
+        ..Default::default()
+    })
+}
+
+fn image_mount(volume: &Mounted, container_path: String) -> cri::Mount {
+    let reference = match volume {
+        Mounted::Image { reference, .. } => reference.clone(),
+        Mounted::Path { .. } => String::new(),
+    };
+    cri::Mount {
+        container_path,
+        readonly: true,
+        image: Some(cri::ImageSpec { image: reference, ..Default::default() }),
+        ..Default::default()
+    }
+}
