@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::config::KubeletConfiguration;
 use crate::cri::Runtime;
@@ -49,6 +50,7 @@ pub struct NodeState {
     /// `/var/lib/kubelet`, or what `--root-dir` says.
     pub root_dir: PathBuf,
     pods: RwLock<HashMap<String, PodView>>,
+    changed: watch::Sender<()>,
 }
 
 impl NodeState {
@@ -59,7 +61,7 @@ impl NodeState {
         runtime: Runtime,
         root_dir: PathBuf,
     ) -> Self {
-        Self { node_name, config, client, runtime, root_dir, pods: RwLock::default() }
+        Self { node_name, config, client, runtime, root_dir, pods: RwLock::default(), changed: watch::Sender::default() }
     }
 
     /// Every pod of the node, in no order.
@@ -82,11 +84,18 @@ impl NodeState {
         PathBuf::from(&self.config.pod_logs_dir).join(name)
     }
 
+    /// Wakes whenever a pod was published or forgotten; log followers wait on it for their container's end.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     pub(crate) fn publish(&self, uid: &str, view: PodView) {
         self.pods.write().insert(uid.to_owned(), view);
+        self.changed.send_replace(());
     }
 
     pub(crate) fn forget(&self, uid: &str) {
         self.pods.write().remove(uid);
+        self.changed.send_replace(());
     }
 }
