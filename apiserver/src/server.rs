@@ -9,6 +9,7 @@ use crate::admission::Admission;
 use crate::auth::Chain;
 use crate::cache::Caches;
 use crate::config::Config;
+use crate::http::proxy::Proxies;
 use crate::registry::Registry;
 use crate::storage::Store;
 
@@ -20,5 +21,7 @@ pub struct Server {
     pub registry: Registry,
     pub auth: Chain,
     pub admission: Admission,
+    /// How kubelets, pods and endpoints of services are reached: `Proxies::build(&config)`.
+    pub proxies: Proxies,
     pub shutdown: CancellationToken,
 }

@@ -60,7 +60,8 @@ impl Admission {
     }
 
     pub async fn admit(&self, server: &Arc<Server>, request: &mut AdmissionRequest<'_>) -> Result<()> {
-        for plugin in self.plugins.iter().filter(|p| p.handles(request.operation)) {
+        let operation = request.operation;
+        for plugin in self.plugins.iter().filter(|p| p.handles(operation)) {
             plugin.admit(server, request).await?;
         }
         Ok(())

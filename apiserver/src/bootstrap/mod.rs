@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use apimachinery::status::Result;
 
+pub use endpoints::advertised as advertised_address;
+
 use crate::server::Server;
 
 /// How often namespaces and the Service are looked at again, and the lease of this server's address renewed.

@@ -143,6 +143,11 @@ impl ResourceCache {
         self.view.load().ready
     }
 
+    /// The revision of the last change to this resource: an index built at it is good until it moves.
+    pub fn changed(&self) -> u64 {
+        self.view.load().changed
+    }
+
     /// Everything up to this revision is in the cache.
     pub fn revision(&self) -> u64 {
         self.progress.load(Ordering::Acquire).max(self.view.load().changed)

@@ -1,6 +1,14 @@
 //! Everything about HTTP: listening, the chain of filters, negotiation of formats, errors, and the routes that are not
 //! resources. What an operation on a resource means is in `verbs/`.
 
+pub mod discovery;
+pub mod health;
+pub mod metrics;
+pub mod openapi;
+pub mod proxy;
+pub mod routes;
+pub mod upgrade;
+pub mod version;
 pub mod request_info;
 
 pub use request_info::RequestInfo;
