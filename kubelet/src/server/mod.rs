@@ -7,6 +7,8 @@
 pub mod auth;
 pub mod body;
 mod inspect;
+#[cfg(test)]
+mod live_tests;
 pub mod logs;
 mod routes;
 mod tls;
@@ -21,6 +23,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -103,6 +106,13 @@ async fn serve(stream: TcpStream, acceptor: &TlsAcceptor, server: Arc<Server>) {
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| PeerCertificate::read(chain.first()?));
+    serve_http(stream, server, certificate).await;
+}
+
+async fn serve_http<S>(stream: S, server: Arc<Server>, certificate: Option<PeerCertificate>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let certificate = Arc::new(certificate);
     let service = service_fn(move |request: Request<Incoming>| {
         let (server, certificate) = (server.clone(), certificate.clone());

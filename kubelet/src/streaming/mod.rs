@@ -5,7 +5,7 @@
 //! here: the kubelet connects from inside the pod's network namespace itself, so that both directions close apart.
 
 mod netns;
-mod passthrough;
+pub(crate) mod passthrough;
 mod port_forward;
 mod remote_command;
 mod websocket;

@@ -187,11 +187,21 @@ impl Session {
     }
 }
 
+/// Copies until the runtime ends the stream, which it does by a half-close or, when all is done, by resetting it.
+/// The runtime has said how the session ended when the error stream carried anything; nothing is lost then.
 async fn copy_out(to: u8, mut reader: StreamReader, output: &mpsc::Sender<Message>) -> Result<(), SpdyError> {
-    while let Some(data) = reader.read().await? {
-        forward(output, to, data).await;
+    let mut silent = true;
+    loop {
+        match reader.read().await {
+            Ok(Some(data)) => {
+                silent = false;
+                forward(output, to, data).await;
+            }
+            Ok(None) | Err(SpdyError::Reset(_)) => return Ok(()),
+            Err(error) if to == channel::ERROR && silent => return Err(error),
+            Err(_) => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// Returns `Ok` when the client has left, an error when the runtime takes no more.
