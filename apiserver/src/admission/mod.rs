@@ -1,14 +1,25 @@
-//! Admission: what may change or refuse a write after it is authorized. One plugin, one file.
+//! Admission: what may change or refuse a write after it is authorized. One plugin, one file; this file holds their
+//! order, which is upstream's, and the choice by `--enable-admission-plugins` and `--disable-admission-plugins`.
+//! Plugins look at the caches and at the object; what they may write is said in their file.
+
+mod certificates;
+mod default_tolerations;
+mod namespace_lifecycle;
+mod node_restriction;
+mod priority;
+mod service_account;
+mod storage;
 
 use std::sync::Arc;
 
-use apimachinery::meta::{GroupVersionKind, GroupVersionResource};
-use apimachinery::status::Result;
+use apimachinery::meta::{GroupResource, GroupVersionKind, GroupVersionResource};
+use apimachinery::status::{Result, Status};
 use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::auth::UserInfo;
 use crate::config::Config;
+use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,17 +47,85 @@ pub struct AdmissionRequest<'a> {
     pub options: &'a Value,
 }
 
+impl AdmissionRequest<'_> {
+    /// Whether it is about this resource itself, not about a subresource of it.
+    pub fn is(&self, group: &str, resource: &str) -> bool {
+        self.is_any(group, resource) && self.subresource.is_empty()
+    }
+
+    /// Whether it is about this resource or any subresource of it.
+    pub fn is_any(&self, group: &str, resource: &str) -> bool {
+        self.gvr.group == group && self.gvr.resource == resource
+    }
+
+    pub fn creates(&self, group: &str, resource: &str) -> bool {
+        self.operation == Operation::Create && self.is(group, resource)
+    }
+
+    pub fn group_resource(&self) -> GroupResource {
+        self.gvr.group_resource()
+    }
+
+    /// The name as messages show it: of a new object without one, what the name is generated from.
+    pub fn shown_name(&self) -> &str {
+        let candidates = [self.name, self.object.name(), self.object.str_at(&["metadata", "generateName"])];
+        candidates.into_iter().find(|name| !name.is_empty()).unwrap_or_default()
+    }
+
+    /// The 403 of a plugin that refuses.
+    pub fn forbidden(&self, why: impl std::fmt::Display) -> Status {
+        Status::forbidden(&self.group_resource(), self.shown_name(), why)
+    }
+}
+
+/// One plugin. `admit` runs before `validate`, and may run again on the same object when a write is tried again.
 #[async_trait]
 pub trait Plugin: Send + Sync + 'static {
     /// As in `--enable-admission-plugins`.
     fn name(&self) -> &'static str;
-    fn handles(&self, operation: Operation) -> bool;
+
+    fn handles(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::Create | Operation::Update)
+    }
+
+    /// May change the object, or refuse.
     async fn admit(&self, _server: &Arc<Server>, _request: &mut AdmissionRequest<'_>) -> Result<()> {
         Ok(())
     }
+
+    /// May only refuse.
     async fn validate(&self, _server: &Arc<Server>, _request: &AdmissionRequest<'_>) -> Result<()> {
         Ok(())
     }
+}
+
+/// An object as the caches know it.
+pub fn cached(server: &Server, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+    server.caches.get(group, resource)?.get(namespace, name).map(|stored| stored.value())
+}
+
+/// All objects of a resource as the caches know them.
+pub fn cached_list(server: &Server, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
+    let Some(cache) = server.caches.get(group, resource) else { return Vec::new() };
+    cache.list(namespace).iter().map(|stored| stored.value()).collect()
+}
+
+/// The plugins in upstream's order, and whether each is on without being asked for.
+fn all(config: &Config) -> Vec<(Box<dyn Plugin>, bool)> {
+    vec![
+        (Box::new(namespace_lifecycle::NamespaceLifecycle), true),
+        (Box::new(service_account::ServiceAccount), true),
+        (Box::new(node_restriction::NodeRestriction), false),
+        (Box::new(node_restriction::TaintNodesByCondition), true),
+        (Box::new(priority::Priority), true),
+        (Box::new(default_tolerations::DefaultTolerationSeconds::new(config)), true),
+        (Box::new(storage::DefaultStorageClass), true),
+        (Box::new(storage::StorageObjectInUseProtection), true),
+        (Box::new(storage::PersistentVolumeClaimResize), true),
+        (Box::new(certificates::CertificateApproval), true),
+        (Box::new(certificates::CertificateSigning), true),
+        (Box::new(certificates::CertificateSubjectRestriction), true),
+    ]
 }
 
 /// The enabled plugins in upstream's order.
@@ -55,22 +134,46 @@ pub struct Admission {
 }
 
 impl Admission {
-    pub fn build(_config: &Config) -> Self {
-        Self { plugins: vec![] }
+    pub fn build(config: &Config) -> Self {
+        let has = |list: &[String], name: &str| list.iter().any(|given| given == name);
+        let enabled = |name: &str, default: bool| {
+            (default || has(&config.enable_admission_plugins, name)) && !has(&config.disable_admission_plugins, name)
+        };
+        let plugins = all(config).into_iter().filter(|(plugin, default)| enabled(plugin.name(), *default));
+        Self { plugins: plugins.map(|(plugin, _)| plugin).collect() }
     }
 
     pub async fn admit(&self, server: &Arc<Server>, request: &mut AdmissionRequest<'_>) -> Result<()> {
         let operation = request.operation;
-        for plugin in self.plugins.iter().filter(|p| p.handles(operation)) {
+        for plugin in self.plugins.iter().filter(|plugin| plugin.handles(operation)) {
             plugin.admit(server, request).await?;
         }
         Ok(())
     }
 
     pub async fn validate(&self, server: &Arc<Server>, request: &AdmissionRequest<'_>) -> Result<()> {
-        for plugin in self.plugins.iter().filter(|p| p.handles(request.operation)) {
+        for plugin in self.plugins.iter().filter(|plugin| plugin.handles(request.operation)) {
             plugin.validate(server, request).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(change: impl FnOnce(&mut Config)) -> Vec<&'static str> {
+        let mut config = Config::for_etcd("http://127.0.0.1:1");
+        change(&mut config);
+        Admission::build(&config).plugins.iter().map(|plugin| plugin.name()).collect()
+    }
+
+    #[test]
+    fn flags_choose_the_plugins() {
+        assert!(names(|_| {}).contains(&"ServiceAccount"));
+        assert!(!names(|_| {}).contains(&"NodeRestriction"));
+        assert!(names(|config| config.enable_admission_plugins = vec!["NodeRestriction".into()]).contains(&"NodeRestriction"));
+        assert!(!names(|config| config.disable_admission_plugins = vec!["ServiceAccount".into()]).contains(&"ServiceAccount"));
     }
 }
