@@ -228,7 +228,7 @@ async fn live_exec_over_websocket_closes_stdin_and_reports_the_exit_code() {
         (&json!("NonZeroExitCode"), &json!("3"))
     );
 
-    let query = command(&["sh", "-c", "read x; stty size"]);
+    let query = command(&["sh", "-c", "read x; sleep 1; stty size"]);
     let mut socket = live.websocket(&format!("/exec/ns/p/c?input=1&output=1&tty=1&{query}"), "v5.channel.k8s.io").await;
     socket.send(Message::Binary(Bytes::from_static(b"\x04{\"Width\":101,\"Height\":33}"))).await.expect("sent");
     socket.send(Message::Binary(Bytes::from_static(b"\0go\n"))).await.expect("sent");
