@@ -2,6 +2,13 @@
 //! strategic merge patch and server-side apply. All work on `serde_json::Value` trees and know kinds only through the
 //! schema; none reads or writes storage.
 
+pub mod apply;
+mod fields;
 mod json;
+mod managed;
+mod strategic;
+mod typed;
 
+pub use fields::FieldSet;
 pub use json::{PatchError, json_patch, merge_patch};
+pub use strategic::{strategic, supports as supports_strategic};

@@ -85,11 +85,13 @@ impl Quantity {
     }
 
     /// The sum, saturating; it prints in the format of `self`, or of `other` when `self` is zero.
+    #[allow(clippy::should_implement_trait, reason = "saturates, which an operator would hide")]
     pub fn add(self, other: Self) -> Self {
         self.combine(other, self.nanos.saturating_add(other.nanos))
     }
 
     /// The difference, saturating.
+    #[allow(clippy::should_implement_trait, reason = "saturates, which an operator would hide")]
     pub fn sub(self, other: Self) -> Self {
         self.combine(other, self.nanos.saturating_sub(other.nanos))
     }

@@ -133,10 +133,6 @@ impl Builtin {
         self.by_name.get(name).copied()
     }
 
-    pub(super) fn kind_index(&self, group: &str, version: &str, kind: &str) -> Option<u16> {
-        self.by_kind.get(&(group, version, kind)).copied()
-    }
-
     pub(super) fn definition(&'static self, index: u16) -> &'static Schema {
         let definition = &self.definitions[usize::from(index)];
         definition.schema.get_or_init(|| facts::parse(self, definition))

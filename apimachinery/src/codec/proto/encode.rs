@@ -108,34 +108,35 @@ fn field(out: &mut Vec<u8>, number: u16, schema: &Schema, value: &Value, name: &
 }
 
 fn single(out: &mut Vec<u8>, number: u16, schema: &Schema, value: &Value, name: &str) -> Result {
-    if let Shape::Scalar(scalar) = &schema.shape {
-        match (scalar, value) {
-            (Scalar::String, Value::String(s)) => return plain(bytes_field(out, number, s.as_bytes())),
-            (Scalar::String, Value::Null) => return plain(bytes_field(out, number, b"")),
-            (Scalar::Int32 | Scalar::Int64, Value::Number(n)) => {
-                return plain(varint_field(out, number, n.as_i64().ok_or_else(|| misfit(name))?));
-            }
-            (Scalar::Bool, Value::Bool(b)) => return plain(varint_field(out, number, i64::from(*b))),
-            (Scalar::Double, Value::Number(n)) => {
-                tag(out, number, FIXED64);
-                let bits = n.as_f64().ok_or_else(|| misfit(name))?.to_bits();
-                return plain(out.extend_from_slice(&bits.to_le_bytes()));
-            }
-            (Scalar::Bytes, Value::String(s)) => {
-                let bytes = STANDARD.decode(s).map_err(|_| misfit(name))?;
-                return plain(bytes_field(out, number, &bytes));
-            }
-            (Scalar::Bytes, Value::Null) => return plain(bytes_field(out, number, b"")),
-            (Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Bool | Scalar::Double | Scalar::Bytes, _) => {
-                return Err(misfit(name));
-            }
-            _ => {}
-        }
+    match &schema.shape {
+        Shape::Scalar(scalar) if !is_message(*scalar) => scalar_field(out, number, *scalar, value, name),
+        _ => nested(out, number, |out| body(out, schema, value, name)),
     }
-    nested(out, number, |out| body(out, schema, value, name))
 }
 
-fn plain((): ()) -> Result {
+fn is_message(scalar: Scalar) -> bool {
+    use Scalar::{Duration, IntOrString, MicroTime, Quantity, Time};
+    matches!(scalar, Time | MicroTime | Duration | Quantity | IntOrString)
+}
+
+fn scalar_field(out: &mut Vec<u8>, number: u16, scalar: Scalar, value: &Value, name: &str) -> Result {
+    match (scalar, value) {
+        (Scalar::String, Value::String(s)) => bytes_field(out, number, s.as_bytes()),
+        (Scalar::String | Scalar::Bytes, Value::Null) => bytes_field(out, number, b""),
+        (Scalar::Int32 | Scalar::Int64, Value::Number(n)) => {
+            varint_field(out, number, n.as_i64().ok_or_else(|| misfit(name))?);
+        }
+        (Scalar::Bool, Value::Bool(b)) => varint_field(out, number, i64::from(*b)),
+        (Scalar::Double, Value::Number(n)) => {
+            let bits = n.as_f64().ok_or_else(|| misfit(name))?.to_bits();
+            tag(out, number, FIXED64);
+            out.extend_from_slice(&bits.to_le_bytes());
+        }
+        (Scalar::Bytes, Value::String(s)) => {
+            bytes_field(out, number, &STANDARD.decode(s).map_err(|_| misfit(name))?);
+        }
+        _ => return Err(misfit(name)),
+    }
     Ok(())
 }
 
