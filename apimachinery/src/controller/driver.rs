@@ -130,6 +130,11 @@ impl Driver {
         &self.rest
     }
 
+    /// An executor for a controller that makes plans and also talks to the API server itself.
+    pub fn executor(&self, component: &str) -> Executor {
+        Executor::new(self.rest.clone(), self.informers.clone(), self.recorder.with_component(component))
+    }
+
     pub fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
     }
@@ -138,8 +143,7 @@ impl Driver {
     pub fn run<C: Controller>(&self, controller: C, workers: usize, wire: impl FnOnce(&C, &Wiring)) {
         let wiring = Wiring { queue: Arc::new(Queue::default()) };
         wire(&controller, &wiring);
-        let recorder = self.recorder.with_component(controller.component());
-        let executor = Executor::new(self.rest.clone(), self.informers.clone(), recorder);
+        let executor = self.executor(controller.component());
         self.start(Pure { controller, executor }, workers, wiring);
     }
 

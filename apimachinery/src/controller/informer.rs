@@ -13,6 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::NamespaceResourceScope;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -225,8 +226,8 @@ impl<K: Object> Informer<K> {
     }
 
     /// Keeps the copy up to date until the shutdown.
-    async fn watch(self: Arc<Self>, client: Client, shutdown: CancellationToken) {
-        let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
+    async fn watch(self: Arc<Self>, api: Api<K>, shutdown: CancellationToken) {
+        let stream = watcher(api, watcher::Config::default()).default_backoff();
         let mut stream = std::pin::pin!(stream);
         loop {
             let event = tokio::select! {
@@ -369,7 +370,8 @@ struct Entry {
 pub struct Informers {
     client: Client,
     shutdown: CancellationToken,
-    entries: Mutex<HashMap<TypeId, Entry>>,
+    /// By type and namespace; the namespace is empty for informers of the whole cluster.
+    entries: Mutex<HashMap<(TypeId, &'static str), Entry>>,
 }
 
 impl Informers {
@@ -379,19 +381,32 @@ impl Informers {
 
     /// The informer of a kind; its watch starts with the first call.
     pub fn of<K: Object>(&self) -> Arc<Informer<K>> {
+        self.entry("", Api::all)
+    }
+
+    /// The informer of a kind in one namespace, for kinds that change often elsewhere (such as leases).
+    pub fn in_namespace<K>(&self, namespace: &'static str) -> Arc<Informer<K>>
+    where
+        K: Object + Resource<Scope = NamespaceResourceScope>,
+    {
+        self.entry(namespace, |client| Api::namespaced(client, namespace))
+    }
+
+    fn entry<K: Object>(&self, namespace: &'static str, api: impl FnOnce(Client) -> Api<K>) -> Arc<Informer<K>> {
         let mut entries = self.entries.lock();
-        let entry = entries.entry(TypeId::of::<K>()).or_insert_with(|| {
+        let entry = entries.entry((TypeId::of::<K>(), namespace)).or_insert_with(|| {
             let informer = Arc::new(Informer::<K>::default());
-            tokio::spawn(informer.clone().watch(self.client.clone(), self.shutdown.clone()));
+            tokio::spawn(informer.clone().watch(api(self.client.clone()), self.shutdown.clone()));
             Entry { typed: informer.clone(), untyped: informer }
         });
         entry.typed.clone().downcast().expect("the entry under a type's id is that type's informer")
     }
 
-    /// The informer of a resource, if somebody has asked for it by type.
+    /// The cluster-wide informer of a resource, if somebody has asked for it by type.
     pub fn find(&self, resource: &ResourceId) -> Option<Arc<dyn AnyInformer>> {
         let entries = self.entries.lock();
-        entries.values().find(|entry| entry.untyped.resource() == *resource).map(|entry| entry.untyped.clone())
+        let mut whole = entries.iter().filter(|((_, namespace), _)| namespace.is_empty());
+        whole.find(|(_, entry)| entry.untyped.resource() == *resource).map(|(_, entry)| entry.untyped.clone())
     }
 
     /// Returns once all informers that exist now hold a complete copy.

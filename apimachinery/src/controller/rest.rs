@@ -44,6 +44,9 @@ impl ResourceId {
     }
 }
 
+const JSON: &str = "application/json";
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+
 /// A thin client for JSON trees.
 #[derive(Clone)]
 pub struct Rest {
@@ -60,15 +63,21 @@ impl Rest {
     }
 
     pub async fn get(&self, path: &str) -> kube::Result<Value> {
-        self.send(Method::GET, path, "application/json", None).await
+        self.send(Method::GET, path, JSON, None).await
+    }
+
+    /// Like `get`, for metadata alone: a PartialObjectMetadata or a list of them, even from servers that know no such
+    /// thing and send whole objects.
+    pub async fn get_metadata(&self, path: &str) -> kube::Result<Value> {
+        self.send(Method::GET, path, METADATA_LIST, None).await
     }
 
     pub async fn create(&self, path: &str, body: &Value) -> kube::Result<Value> {
-        self.send(Method::POST, path, "application/json", Some(body)).await
+        self.send(Method::POST, path, JSON, Some(body)).await
     }
 
     pub async fn replace(&self, path: &str, body: &Value) -> kube::Result<Value> {
-        self.send(Method::PUT, path, "application/json", Some(body)).await
+        self.send(Method::PUT, path, JSON, Some(body)).await
     }
 
     pub async fn patch(&self, path: &str, content_type: &str, body: &Value) -> kube::Result<Value> {
@@ -77,10 +86,10 @@ impl Rest {
 
     /// Deletes an object, or a collection when the path names no object; `options` is a DeleteOptions tree.
     pub async fn delete(&self, path: &str, options: &Value) -> kube::Result<Value> {
-        self.send(Method::DELETE, path, "application/json", Some(options)).await
+        self.send(Method::DELETE, path, JSON, Some(options)).await
     }
 
-    async fn send(&self, method: Method, path: &str, content_type: &str, body: Option<&Value>) -> kube::Result<Value> {
+    async fn send(&self, method: Method, path: &str, media_type: &str, body: Option<&Value>) -> kube::Result<Value> {
         let bytes = match body {
             Some(body) => serde_json::to_vec(body).map_err(kube::Error::SerdeError)?,
             None => Vec::new(),
@@ -88,8 +97,8 @@ impl Rest {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::ACCEPT, "application/json")
-            .header(http::header::CONTENT_TYPE, content_type)
+            .header(http::header::ACCEPT, if body.is_none() { media_type } else { JSON })
+            .header(http::header::CONTENT_TYPE, if body.is_none() { JSON } else { media_type })
             .body(bytes)
             .map_err(kube::Error::HttpError)?;
         self.client.request(request).await

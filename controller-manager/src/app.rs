@@ -1,0 +1,115 @@
+//! The process: options in, leadership, then controllers until the end. It knows no controller but the table.
+
+use std::path::{Path, PathBuf};
+
+use apimachinery::controller::{Driver, EventApi, Informers, LeaderElectionError, Leadership, Recorder, Rest};
+use apimachinery::process::{CancellationToken, ClientError, StatusServerError};
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use crate::common::name;
+use crate::controllers::{self, ALL};
+use crate::options::Options;
+use crate::serving::{self, ServingError};
+
+/// What starting a controller needs.
+pub struct Context {
+    pub driver: Driver,
+    pub options: Options,
+    /// The contents of `--root-ca-file`.
+    pub root_ca: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("cannot connect to the API server")]
+    Client(#[from] ClientError),
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot serve health checks and metrics")]
+    Serve(#[from] StatusServerError),
+    #[error("cannot prepare HTTPS")]
+    Serving(#[from] ServingError),
+    #[error("cannot take part in leader election")]
+    LeaderElection(#[source] LeaderElectionError),
+    #[error("another process has become the leader")]
+    LeadershipLost,
+}
+
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), AppError> {
+    let client = options.kubeconfig.client("kube-controller-manager").await?;
+    let root_ca = options.root_ca_file.as_deref().map(read).transpose()?;
+    serving::start(&options, &shutdown).await?;
+    let leadership = match lead(&options, &client, &shutdown).await {
+        Err(LeaderElectionError::Stopped) => return Ok(()),
+        other => other.map_err(AppError::LeaderElection)?,
+    };
+
+    let work = CancellationToken::new();
+    let rest = Rest::new(client.clone());
+    let informers = Informers::new(client, work.clone());
+    informers.of::<ConfigMap>().trim(drop_unread_data);
+    let recorder = Recorder::start(rest.clone(), EventApi::Core, "kube-controller-manager", &hostname());
+    let driver = Driver::new(rest, informers, recorder, work.clone());
+    let context = Context { driver, options, root_ca };
+    for controller in ALL {
+        if context.options.wants(controller.name, controller.alias, controller.off_by_default) {
+            tracing::debug!(name = controller.name, "starting controller");
+            (controller.start)(&context);
+        }
+    }
+    wait_for_end(leadership, &shutdown, &work).await
+}
+
+async fn lead(
+    options: &Options,
+    client: &kube::Client,
+    shutdown: &CancellationToken,
+) -> Result<Option<Leadership>, LeaderElectionError> {
+    if !options.leader_election.leader_elect {
+        return Ok(None);
+    }
+    let identity = format!("{}_{:032x}", hostname(), rand::random::<u128>());
+    let election = options.leader_election.settings("kube-controller-manager", identity);
+    election.acquire(client.clone(), shutdown).await.map(Some)
+}
+
+async fn wait_for_end(
+    leadership: Option<Leadership>,
+    shutdown: &CancellationToken,
+    work: &CancellationToken,
+) -> Result<(), AppError> {
+    let Some(leadership) = leadership else {
+        shutdown.cancelled().await;
+        work.cancel();
+        return Ok(());
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {
+            work.cancel();
+            leadership.release().await;
+            Ok(())
+        }
+        () = leadership.lost.cancelled() => {
+            work.cancel();
+            Err(AppError::LeadershipLost)
+        }
+    }
+}
+
+/// Config maps are watched for a few names; the data of all others would only take memory.
+fn drop_unread_data(map: &mut ConfigMap) {
+    if !controllers::READ_CONFIG_MAPS.contains(&name(&map.metadata)) {
+        map.data = None;
+        map.binary_data = None;
+    }
+}
+
+fn read(path: &Path) -> Result<String, AppError> {
+    std::fs::read_to_string(path).map_err(|source| AppError::Read { path: path.to_owned(), source })
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+}
