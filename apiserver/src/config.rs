@@ -249,7 +249,7 @@ impl Config {
 }
 
 /// A duration the way Go's flags are written: `1h2m3.5s`, `300ms`, `0`.
-fn go_duration(text: &str) -> Result<Duration, String> {
+pub fn go_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("invalid duration {text:?}");
     if text == "0" {
         return Ok(Duration::ZERO);

@@ -10,6 +10,7 @@ pub mod stored;
 pub mod watchers;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -88,7 +89,7 @@ impl Caches {
     pub(crate) fn of_key(&self, key: &str) -> Option<Arc<ResourceCache>> {
         let map = self.by_prefix.load();
         // Among the prefixes that sort before the key, the nearest that is a prefix of it is the longest one.
-        map.range::<str, _>(..=key)
+        map.range::<str, _>((Bound::Unbounded, Bound::Included(key)))
             .rev()
             .take(8)
             .find(|(prefix, _)| key.starts_with(prefix.as_str()))

@@ -2,22 +2,47 @@
 //! resources. What an operation on a resource means is in `verbs/`.
 
 pub mod discovery;
+pub mod error;
+pub mod filters;
 pub mod health;
+pub mod listener;
 pub mod metrics;
+pub mod negotiate;
 pub mod openapi;
 pub mod proxy;
+pub mod render;
+pub mod request_info;
+pub mod resources;
 pub mod routes;
+pub mod table;
 pub mod upgrade;
 pub mod version;
-pub mod request_info;
+pub mod watch;
 
 pub use request_info::RequestInfo;
 
 /// The body of every request and response that passes through the server.
-pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, BoxError>;
+pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, BodyError>;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Request = http::Request<Body>;
 pub type Response = http::Response<Body>;
+
+/// A body broke off.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BodyError(BoxError);
+
+impl BodyError {
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<hyper::Error> for BodyError {
+    fn from(error: hyper::Error) -> Self {
+        Self::new(error)
+    }
+}
 
 /// A body of known bytes.
 pub fn full(bytes: impl Into<bytes::Bytes>) -> Body {

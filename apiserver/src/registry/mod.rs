@@ -222,7 +222,7 @@ fn served(api: &ApiResource) -> Served {
             .iter()
             .map(|sub| ServedSubresource {
                 name: sub.name.to_string(),
-                gvk: sub.gvk.clone(),
+                gvk: GroupVersionKind::new(sub.group, sub.version, sub.kind),
                 verbs: sub.verbs.iter().map(ToString::to_string).collect(),
             })
             .collect(),

@@ -2,6 +2,11 @@
 //! ordered watch. Implementations know nothing of objects; what is in the bytes is the business of `cache` and
 //! `registry`. Every implementation passes the one behaviour suite in `storage::suite`.
 
+pub mod etcd;
+pub mod memory;
+#[cfg(test)]
+mod suite;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -1,1 +1,228 @@
 //! What each verb means, one file each. Everything here works for every resource; what differs is in its strategy.
+//! Nothing here knows HTTP: requests come in as trees and options, answers go out as trees and stored objects.
+
+pub mod create;
+pub mod delete;
+pub mod get;
+mod interim;
+pub mod list;
+pub mod metadata;
+pub mod patch;
+pub mod scale;
+pub mod update;
+
+use std::sync::Arc;
+
+use apimachinery::status::{Result, Status};
+use serde_json::Value;
+
+use self::interim::apply::Manager;
+use crate::admission::{AdmissionRequest, Operation};
+use crate::auth::UserInfo;
+use crate::cache::{FreshnessError, Stored};
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::{Cx, Strategy, Subresource};
+use crate::registry::{Resource, Served};
+use crate::server::Server;
+use crate::storage::StoreError;
+
+/// One operation on one resource, after authorization.
+pub struct Call<'a> {
+    pub server: &'a Arc<Server>,
+    pub user: &'a UserInfo,
+    pub resource: Arc<Resource>,
+    pub served: Served,
+    /// Empty for cluster-scoped resources, and for all namespaces.
+    pub namespace: String,
+    pub name: String,
+    pub subresource: String,
+    pub options: WriteOptions,
+}
+
+/// The query parameters of writes, or the options in the body of a delete.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    pub dry_run: bool,
+    /// Who owns the fields that are written: `fieldManager`, or else the first word of the user agent.
+    pub field_manager: String,
+    pub field_validation: FieldValidation,
+    /// Of server-side apply.
+    pub force: bool,
+}
+
+/// What happens to unknown and duplicate fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    #[default]
+    Warn,
+    Strict,
+}
+
+/// The object after a write.
+pub struct Written {
+    /// In the storage version.
+    pub object: Value,
+    pub created: bool,
+    pub warnings: Vec<String>,
+}
+
+impl<'a> Call<'a> {
+    /// A call on the resource itself, with default options.
+    pub fn new(server: &'a Arc<Server>, user: &'a UserInfo, resource: Arc<Resource>, served: Served) -> Self {
+        Self {
+            server,
+            user,
+            resource,
+            served,
+            namespace: String::new(),
+            name: String::new(),
+            subresource: String::new(),
+            options: WriteOptions::default(),
+        }
+    }
+
+    pub fn cx(&self) -> Cx<'_> {
+        Cx {
+            server: self.server,
+            user: self.user,
+            now: jiff::Timestamp::now(),
+            namespace: &self.namespace,
+            dry_run: self.options.dry_run,
+            subresource: &self.subresource,
+        }
+    }
+
+    /// The strategy of this way of writing: of the resource, or of the subresource that is a view of it.
+    pub fn strategy(&self) -> &dyn Strategy {
+        if self.subresource.is_empty() {
+            return &*self.resource.strategy;
+        }
+        match self.resource.strategy.subresource(&self.subresource) {
+            Some(Subresource::Update(strategy)) => strategy,
+            _ => &*self.resource.strategy,
+        }
+    }
+
+    pub fn key(&self, name: &str) -> String {
+        self.resource.cache.key(&self.namespace, name)
+    }
+
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(&self.resource.group_resource, name)
+    }
+
+    pub fn conflict(&self, name: &str, why: impl std::fmt::Display) -> Status {
+        Status::conflict(&self.resource.group_resource, name, why)
+    }
+
+    /// Waits until the cache holds everything written before now.
+    pub async fn refresh(&self) -> Result<u64> {
+        self.server.freshness.reach_present(&self.server.caches).await.map_err(|error| stale(&error))
+    }
+
+    /// The object as it was when the call came, or later.
+    pub async fn current(&self, name: &str) -> Result<Option<Arc<Stored>>> {
+        self.refresh().await?;
+        Ok(self.resource.cache.get(&self.namespace, name))
+    }
+
+    fn manager(&self, now: jiff::Timestamp) -> Manager {
+        Manager {
+            name: self.options.field_manager.clone(),
+            api_version: self.served.gvk.api_version(),
+            subresource: self.subresource.clone(),
+            time: timestamp(now),
+        }
+    }
+
+    async fn admit(&self, operation: Operation, name: &str, object: &mut Value, old: Option<&Value>) -> Result<()> {
+        let mut request = self.admission(operation, name, object, old);
+        self.server.admission.admit(self.server, &mut request).await
+    }
+
+    async fn validate_admission(
+        &self,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<()> {
+        let request = self.admission(operation, name, object, old);
+        self.server.admission.validate(self.server, &request).await
+    }
+
+    fn admission<'b>(
+        &'b self,
+        operation: Operation,
+        name: &'b str,
+        object: &'b mut Value,
+        old: Option<&'b Value>,
+    ) -> AdmissionRequest<'b> {
+        AdmissionRequest {
+            gvk: &self.served.gvk,
+            gvr: &self.served.gvr,
+            namespace: &self.namespace,
+            name,
+            operation,
+            subresource: &self.subresource,
+            object,
+            old,
+            user: self.user,
+            dry_run: self.options.dry_run,
+            options: &Value::Null,
+        }
+    }
+}
+
+/// `2026-01-02T03:04:05Z`.
+pub fn timestamp(now: jiff::Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// What is written to the store: everything but the revision, which the store itself keeps.
+fn to_bytes(object: &Value) -> Result<bytes::Bytes> {
+    let mut object = object.clone();
+    object.metadata_mut().remove("resourceVersion");
+    serde_json::to_vec(&object).map(Into::into).map_err(Status::internal)
+}
+
+fn stale(error: &FreshnessError) -> Status {
+    match error {
+        FreshnessError::Timeout { wanted, reached } => too_large(*wanted, *reached),
+        error => Status::internal(apimachinery::process::error_chain(error)),
+    }
+}
+
+/// The answer to a revision that has not happened yet, as far as this server knows.
+pub fn too_large(wanted: u64, reached: u64) -> Status {
+    let message = format!("Too large resource version: {wanted}, current: {reached}");
+    let mut status = Status::gateway_timeout(format!("Timeout: {message}"));
+    status.details = Some(Box::new(apimachinery::status::Details {
+        retry_after_seconds: 1,
+        causes: vec![apimachinery::status::Cause {
+            reason: "ResourceVersionTooLarge".into(),
+            message: "Too large resource version".into(),
+            field: String::new(),
+        }],
+        ..Default::default()
+    }));
+    status
+}
+
+fn store_failed(error: &StoreError) -> Status {
+    match error {
+        StoreError::Compacted => Status::expired("The provided resource version is too old."),
+        StoreError::Timeout { .. } => {
+            let mut status = Status::failure(500, "ServerTimeout", error.to_string());
+            status.details =
+                Some(Box::new(apimachinery::status::Details { retry_after_seconds: 2, ..Default::default() }));
+            status
+        }
+        error => Status::internal(apimachinery::process::error_chain(error)),
+    }
+}
+
+fn decode_failed(error: &crate::cache::stored::DecodeStoredError) -> Status {
+    Status::internal(apimachinery::process::error_chain(error))
+}

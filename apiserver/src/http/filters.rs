@@ -1,0 +1,178 @@
+//! What every request passes, in this order: panic recovery, request info, body limit, in-flight limit and timeout,
+//! authentication, impersonation, authorization, and then the resource or the route. Each step is one small function;
+//! there is no other way in.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use apimachinery::status::Status;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{HeaderValue, Method, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout};
+
+use super::resources::{self, Input, Output};
+use super::{Request, RequestInfo, Response, error, metrics, proxy, routes};
+use crate::auth::{Attributes, AuthnRequest, Decision, UserInfo};
+use crate::server::Server;
+
+/// The largest body of a request.
+const BODY_MAX: usize = 3 * 1024 * 1024;
+const WARNINGS_MAX: usize = 4 * 1024;
+
+/// How many requests may be under way.
+pub struct InFlight {
+    reading: Semaphore,
+    mutating: Semaphore,
+}
+
+impl InFlight {
+    pub fn new(reading: usize, mutating: usize) -> Self {
+        let semaphore = |permits: usize| Semaphore::new(if permits == 0 { Semaphore::MAX_PERMITS } else { permits });
+        Self { reading: semaphore(reading), mutating: semaphore(mutating) }
+    }
+
+    /// `None` for requests that are not counted; an error when there are too many.
+    fn admit(&self, info: &RequestInfo) -> Result<Option<SemaphorePermit<'_>>, Status> {
+        if info.is_long_running() || !info.is_resource {
+            return Ok(None);
+        }
+        let semaphore = if info.is_mutating() { &self.mutating } else { &self.reading };
+        semaphore
+            .try_acquire()
+            .map(Some)
+            .map_err(|_| Status::too_many_requests("Too many requests, please try again later.", 1))
+    }
+}
+
+/// Answers one request, whatever happens.
+pub fn handle(
+    server: Arc<Server>,
+    peer_certs: Arc<[CertificateDer<'static>]>,
+    request: Request,
+) -> BoxFuture<'static, Response> {
+    Box::pin(answer(server, peer_certs, request))
+}
+
+async fn answer(server: Arc<Server>, peer_certs: Arc<[CertificateDer<'static>]>, request: Request) -> Response {
+    let info = RequestInfo::new(request.method(), request.uri().path(), request.uri().query());
+    let encoding = resources::error_encoding(request.headers());
+    let audit_id = audit_id(&request);
+    let is_head = request.method() == Method::HEAD;
+    let started = Instant::now();
+    let served =
+        server.registry.get(&info.api_group, &info.resource).is_some_and(|r| r.version(&info.api_version).is_some());
+    let answered = AssertUnwindSafe(chain(&server, &peer_certs, &info, request)).catch_unwind().await;
+    let mut response = match answered {
+        Ok(Ok(output)) => with_warnings(output),
+        Ok(Err(status)) => error::response(&status, encoding),
+        Err(_) => {
+            tracing::error!(path = info.path, verb = info.verb, "a request made the server panic");
+            error::response(
+                &Status::internal("This request caused apiserver to panic. Look in the logs for details."),
+                encoding,
+            )
+        }
+    };
+    metrics::observe(&info, served, response.status().as_u16(), started.elapsed());
+    response.headers_mut().insert("audit-id", audit_id);
+    if is_head {
+        *response.body_mut() = super::full(Bytes::new());
+    }
+    response
+}
+
+async fn chain(
+    server: &Arc<Server>,
+    peer_certs: &[CertificateDer<'static>],
+    info: &RequestInfo,
+    request: Request,
+) -> Result<Output, Status> {
+    let _permit = server.in_flight.admit(info)?;
+    let _counted = (!info.is_long_running()).then(|| metrics::InFlight::start(info.is_mutating()));
+    let authn = AuthnRequest { headers: request.headers(), peer_certs, server };
+    let user = server.auth.authenticate(&authn).boxed().await?;
+    let user = server.auth.impersonate(server, user, request.headers()).await?;
+    authorize(server, &user, info)?;
+    if proxy::is_connect(info) {
+        return proxy::connect(server, info, request).await.map(Into::into);
+    }
+    if !info.is_resource {
+        return routes::route(server, info, request.headers()).await.map(Into::into).ok_or_else(Status::path_not_found);
+    }
+    serve_resource(server, &user, info, request).await
+}
+
+async fn serve_resource(
+    server: &Arc<Server>,
+    user: &UserInfo,
+    info: &RequestInfo,
+    request: Request,
+) -> Result<Output, Status> {
+    let (parts, body) = request.into_parts();
+    let work = async {
+        let body = read_body(body).await?;
+        let input = Input { server, user, info, method: &parts.method, headers: &parts.headers, body };
+        resources::serve(&input).await
+    };
+    match timeout(request_timeout(server, info), work).await {
+        Ok(result) => result,
+        Err(_) => Err(Status::gateway_timeout("request did not complete within the allotted timeout")),
+    }
+}
+
+fn request_timeout(server: &Server, info: &RequestInfo) -> std::time::Duration {
+    let limit = server.config.request_timeout;
+    if info.verb == "watch" {
+        return limit;
+    }
+    let asked = info.param("timeout").and_then(|text| crate::config::go_duration(text).ok()).filter(|d| !d.is_zero());
+    asked.map_or(limit, |asked| asked.min(limit))
+}
+
+/// The whole body, if it is not too large.
+pub async fn read_body(body: super::Body) -> Result<Bytes, Status> {
+    match Limited::new(body, BODY_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Status::entity_too_large(format!("Request entity too large: limit is {BODY_MAX}")))
+        }
+        Err(error) => Err(Status::bad_request(format!("cannot read the request body: {error}"))),
+    }
+}
+
+fn authorize(server: &Arc<Server>, user: &UserInfo, info: &RequestInfo) -> Result<(), Status> {
+    let attributes = Attributes::of_request(user, info);
+    match server.auth.authorize(server, &attributes) {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(attributes.forbidden(&reason)),
+    }
+}
+
+fn with_warnings(output: Output) -> Response {
+    let mut response = output.response;
+    let mut size = 0;
+    for text in output.warnings {
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        size += text.len();
+        if size > WARNINGS_MAX {
+            break;
+        }
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+    response
+}
+
+/// The client's audit id, or a new one.
+fn audit_id(request: &Request) -> HeaderValue {
+    request.headers().get("audit-id").filter(|id| id.len() <= 64).cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap_or_else(|_| HeaderValue::from_static(""))
+    })
+}

@@ -1,0 +1,228 @@
+//! From stored objects to response bodies. The common case — JSON in the storage version — copies bytes and runs no
+//! serializer; everything else goes through a tree.
+
+use std::sync::Arc;
+
+use apimachinery::codec;
+use apimachinery::status::{Result, Status};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, StatusCode, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::{Value, json};
+
+use super::negotiate::{self, Encoding, Format, Shape};
+use super::table::{self, IncludeObject};
+use super::{Body, BodyError, Response, full};
+use crate::cache::Stored;
+use crate::registry::{Resource, Served};
+use crate::verbs::list::List;
+
+/// How much of a list is put together before it is handed to the connection.
+const CHUNK: usize = 64 * 1024;
+
+/// How answers about one resource are written.
+#[derive(Clone)]
+pub struct Renderer {
+    pub resource: Arc<Resource>,
+    pub served: Served,
+    pub format: Format,
+    pub include: IncludeObject,
+}
+
+impl Renderer {
+    /// The stored bytes can be sent as they are, below the right header.
+    pub fn is_verbatim(&self) -> bool {
+        self.format.encoding == Encoding::Json
+            && self.format.shape == Shape::Object
+            && self.served.gvk == self.resource.storage
+    }
+
+    /// One object that is in the store.
+    pub fn stored(&self, object: &Stored) -> Result<Response> {
+        if self.is_verbatim() {
+            let mut body = BytesMut::with_capacity(object.body.len() + 128);
+            self.put_object(&mut body, object);
+            body.put_u8(b'\n');
+            return Ok(ok(Encoding::Json, full(body.freeze())));
+        }
+        if self.format == (Format { encoding: Encoding::Protobuf, shape: Shape::Object })
+            && self.served.gvk == self.resource.storage
+            && let Some(bytes) = object.protobuf()
+        {
+            return Ok(ok(Encoding::Protobuf, full(bytes)));
+        }
+        self.value(self.shaped(object), StatusCode::OK)
+    }
+
+    /// `{header,body}`.
+    pub fn put_object(&self, out: &mut BytesMut, object: &Stored) {
+        out.put_u8(b'{');
+        out.extend_from_slice(self.served.header().as_bytes());
+        out.put_u8(b',');
+        out.extend_from_slice(&object.body);
+        out.put_u8(b'}');
+    }
+
+    /// The object in the version and shape that was asked for.
+    pub fn shaped(&self, object: &Stored) -> Value {
+        match self.format.shape {
+            Shape::Metadata(version) => table::partial_of(object, version),
+            Shape::Object => self.resource.present(&self.served, object.value()),
+            Shape::Table(version) => {
+                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                self.table(version, metadata, std::iter::once(object), true)
+            }
+        }
+    }
+
+    /// A table of stored objects.
+    pub fn table<'a>(
+        &self,
+        version: &str,
+        metadata: Value,
+        objects: impl Iterator<Item = &'a Stored>,
+        columns: bool,
+    ) -> Value {
+        let objects = objects.map(|object| self.resource.present(&self.served, object.value()));
+        table::table(&*self.resource.strategy, version, metadata, objects, self.include, columns)
+    }
+
+    /// An object that is not (only) in the store: the answer to a write.
+    pub fn written(&self, object: Value, code: StatusCode) -> Result<Response> {
+        let shaped = match self.format.shape {
+            Shape::Object => object,
+            Shape::Metadata(version) => table::partial(&object, version),
+            Shape::Table(version) => {
+                table::table(&*self.resource.strategy, version, json!({}), std::iter::once(object), self.include, true)
+            }
+        };
+        self.value(shaped, code)
+    }
+
+    fn value(&self, value: Value, code: StatusCode) -> Result<Response> {
+        respond(self.format.encoding, &value, code)
+    }
+
+    pub fn list(&self, list: List) -> Result<Response> {
+        let metadata = list_metadata(&list);
+        if self.is_verbatim() {
+            return Ok(ok(Encoding::Json, self.stream_list(list, &metadata)));
+        }
+        let items = list.items.iter().map(|object| &**object);
+        match self.format.shape {
+            Shape::Table(version) => self.value(self.table(version, metadata, items, true), StatusCode::OK),
+            Shape::Metadata(version) => {
+                let items: Vec<Value> = items.map(|object| table::partial_of(object, version)).collect();
+                let value = json!({
+                    "kind": "PartialObjectMetadataList",
+                    "apiVersion": format!("meta.k8s.io/{version}"),
+                    "metadata": metadata,
+                    "items": items,
+                });
+                self.value(value, StatusCode::OK)
+            }
+            Shape::Object => {
+                let items: Vec<Value> =
+                    items.map(|object| self.resource.present(&self.served, object.value())).collect();
+                self.value_list(&metadata, items)
+            }
+        }
+    }
+
+    /// A list of objects that are trees already.
+    pub fn value_list(&self, metadata: &Value, mut items: Vec<Value>) -> Result<Response> {
+        let (kind, api_version) = (&self.served.list_kind, self.served.gvk.api_version());
+        if self.format.encoding == Encoding::Protobuf {
+            let gvk = apimachinery::meta::GroupVersionKind { kind: kind.clone().into(), ..self.served.gvk.clone() };
+            let items: Vec<&Value> = items.iter().collect();
+            let bytes = codec::proto::encode_list(&gvk, metadata, &items).map_err(Status::internal)?;
+            return Ok(ok(Encoding::Protobuf, full(bytes)));
+        }
+        if !self.resource.custom {
+            for map in items.iter_mut().filter_map(Value::as_object_mut) {
+                map.remove("kind");
+                map.remove("apiVersion");
+            }
+        }
+        self.value(
+            json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items}),
+            StatusCode::OK,
+        )
+    }
+
+    /// The list in chunks, so that a large one never exists twice.
+    fn stream_list(&self, list: List, metadata: &Value) -> Body {
+        let head = format!(
+            "{{{},\"metadata\":{metadata},\"items\":[",
+            crate::registry::header(&self.served.list_kind, &self.served.gvk.api_version())
+        );
+        let item_header = if self.resource.custom { format!("{{{},", self.served.header()) } else { "{".to_owned() };
+        let chunks =
+            Chunks { items: list.items.into_iter(), head: Some(head), item_header, started: false, done: false };
+        let stream = futures::stream::iter(chunks.map(|chunk| Ok::<_, BodyError>(Frame::data(chunk))));
+        BodyExt::boxed_unsync(StreamBody::new(stream))
+    }
+}
+
+struct Chunks {
+    items: std::vec::IntoIter<Arc<Stored>>,
+    head: Option<String>,
+    item_header: String,
+    started: bool,
+    done: bool,
+}
+
+impl Iterator for Chunks {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        let mut chunk = BytesMut::new();
+        if let Some(head) = self.head.take() {
+            chunk.extend_from_slice(head.as_bytes());
+        }
+        while chunk.len() < CHUNK {
+            let Some(object) = self.items.next() else {
+                chunk.extend_from_slice(b"]}\n");
+                self.done = true;
+                break;
+            };
+            if std::mem::replace(&mut self.started, true) {
+                chunk.put_u8(b',');
+            }
+            chunk.extend_from_slice(self.item_header.as_bytes());
+            chunk.extend_from_slice(&object.body);
+            chunk.put_u8(b'}');
+        }
+        Some(chunk.freeze())
+    }
+}
+
+fn list_metadata(list: &List) -> Value {
+    let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+    if !list.continue_token.is_empty() {
+        metadata["continue"] = list.continue_token.as_str().into();
+    }
+    if let Some(remaining) = list.remaining {
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    metadata
+}
+
+/// A response with this tree as its body.
+pub fn respond(encoding: Encoding, value: &Value, code: StatusCode) -> Result<Response> {
+    let mut response = ok(encoding, full(negotiate::encode(encoding, value)?));
+    *response.status_mut() = code;
+    Ok(response)
+}
+
+fn ok(encoding: Encoding, body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}

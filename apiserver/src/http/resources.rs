@@ -1,0 +1,453 @@
+//! Requests on resources: from the request info to the verb, and back to a response.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::meta::{FieldSelector, LabelSelector};
+use apimachinery::status::{Result, Status};
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::negotiate::{self, Format, Shape};
+use super::render::{self, Renderer};
+use super::table::IncludeObject;
+use super::{RequestInfo, Response, watch};
+use crate::auth::UserInfo;
+use crate::cache::{Selection, Start, WatchError};
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::Subresource;
+use crate::registry::{SchemaRef, Served, ServedSubresource};
+use crate::server::Server;
+use crate::verbs::patch::{Patch, check_strict};
+use crate::verbs::{self, Call, FieldValidation, WriteOptions, Written};
+
+/// A request with its body read.
+pub struct Input<'a> {
+    pub server: &'a Arc<Server>,
+    pub user: &'a UserInfo,
+    pub info: &'a RequestInfo,
+    pub method: &'a Method,
+    pub headers: &'a HeaderMap,
+    pub body: Bytes,
+}
+
+/// The answer, and texts for `Warning` headers.
+pub struct Output {
+    pub response: Response,
+    pub warnings: Vec<String>,
+}
+
+impl From<Response> for Output {
+    fn from(response: Response) -> Self {
+        Self { response, warnings: vec![] }
+    }
+}
+
+/// Answers a resource request; the caller makes errors into responses.
+pub async fn serve(input: &Input<'_>) -> Result<Output> {
+    let info = input.info;
+    let resource = input.server.registry.get(&info.api_group, &info.resource).ok_or_else(Status::path_not_found)?;
+    let served = resource.version(&info.api_version).ok_or_else(Status::path_not_found)?.clone();
+    let subresource = match info.subresource.as_str() {
+        "" => None,
+        name => {
+            Some(served.subresources.iter().find(|sub| sub.name == name).cloned().ok_or_else(Status::path_not_found)?)
+        }
+    };
+    if resource.namespaced
+        && info.namespace.is_empty()
+        && !info.name.is_empty()
+        && info.verb != "list"
+        && info.verb != "watch"
+    {
+        return Err(Status::path_not_found());
+    }
+    check_verb(info, &served, subresource.as_ref())?;
+    let format = negotiate::accept(input.headers)?;
+    let include = IncludeObject::parse(info.param("includeObject"))
+        .ok_or_else(|| Status::bad_request("unrecognized includeObject value"))?;
+    let call = Call {
+        namespace: if resource.namespaced { info.namespace.clone() } else { String::new() },
+        name: info.name.clone(),
+        subresource: info.subresource.clone(),
+        options: write_options(input)?,
+        ..Call::new(input.server, input.user, resource.clone(), served.clone())
+    };
+    let request = Request { input, renderer: Renderer { resource, served, format, include }, call };
+    match subresource {
+        Some(sub) => request.subresource(&sub).await,
+        None => request.resource().await,
+    }
+}
+
+fn check_verb(info: &RequestInfo, served: &Served, subresource: Option<&ServedSubresource>) -> Result<()> {
+    let verbs = subresource.map_or(&served.verbs, |sub| &sub.verbs);
+    let known = verbs.iter().any(|verb| *verb == info.verb);
+    // Reading one object by a field selector is a list of it.
+    if known || (info.verb == "list" && verbs.iter().any(|verb| verb == "list")) {
+        return Ok(());
+    }
+    Err(Status::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"))
+}
+
+fn write_options(input: &Input<'_>) -> Result<WriteOptions> {
+    let info = input.info;
+    let dry_run: Vec<&str> = info.params("dryRun").filter(|value| !value.is_empty()).collect();
+    if info.verb != "delete" && info.verb != "deletecollection" && dry_run.iter().any(|value| *value != "All") {
+        return Err(Status::bad_request("dryRun: Unsupported value: supported values: \"All\""));
+    }
+    let user_agent = input.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let agent = user_agent.split('/').next().unwrap_or_default();
+    let manager = info.param("fieldManager").filter(|name| !name.is_empty()).unwrap_or(agent);
+    if manager.len() > 128 && info.param("fieldManager").is_some() {
+        return Err(Status::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
+    }
+    let field_validation = match info.param("fieldValidation") {
+        None | Some("") | Some("Warn") => FieldValidation::Warn,
+        Some("Ignore") => FieldValidation::Ignore,
+        Some("Strict") => FieldValidation::Strict,
+        Some(other) => {
+            return Err(Status::bad_request(format!(
+                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+            )));
+        }
+    };
+    let manager = if manager.is_empty() { "unknown" } else { manager };
+    Ok(WriteOptions {
+        dry_run: !dry_run.is_empty(),
+        field_manager: manager.chars().take(128).collect(),
+        field_validation,
+        force: info.flag("force"),
+    })
+}
+
+struct Request<'a> {
+    input: &'a Input<'a>,
+    renderer: Renderer,
+    call: Call<'a>,
+}
+
+impl Request<'_> {
+    async fn resource(&self) -> Result<Output> {
+        let info = self.input.info;
+        match info.verb.as_str() {
+            "get" => {
+                let object = verbs::get::get(&self.call, info.param("resourceVersion")).await?;
+                Ok(self.renderer.stored(&object)?.into())
+            }
+            "list" => self.list().await,
+            "watch" => self.watch().await,
+            "create" => {
+                let mut warnings = Vec::new();
+                let body = self.decode(self.call.served.schema.as_ref(), &mut warnings)?;
+                self.check_type(&body)?;
+                let written = verbs::create::create(&self.call, body).await?;
+                self.written(written, warnings)
+            }
+            "update" => {
+                let mut warnings = Vec::new();
+                let body = self.decode(self.call.served.schema.as_ref(), &mut warnings)?;
+                self.check_type(&body)?;
+                let written = verbs::update::update(&self.call, body).await?;
+                self.written(written, warnings)
+            }
+            "patch" => {
+                let mut warnings = Vec::new();
+                let patch = self.patch_body(&mut warnings)?;
+                let written = verbs::patch::patch(&self.call, &patch).await?;
+                self.written(written, warnings)
+            }
+            "delete" => self.delete().await,
+            "deletecollection" => self.delete_collection().await,
+            _ => Err(Status::path_not_found()),
+        }
+    }
+
+    async fn subresource(&self, sub: &ServedSubresource) -> Result<Output> {
+        let kind = self.call.resource.strategy.subresource(&sub.name).ok_or_else(Status::path_not_found)?;
+        match (kind, self.input.info.verb.as_str()) {
+            (Subresource::Update(_), _) => self.resource().await,
+            (Subresource::Scale(paths), "get") => {
+                let object = verbs::get::get(&self.call, self.input.info.param("resourceVersion")).await?;
+                self.respond(&verbs::scale::of(&object.value(), &paths), StatusCode::OK)
+            }
+            (Subresource::Scale(paths), "update") => {
+                let scale = self.decode_as(sub)?;
+                let written = verbs::scale::change(&self.call, &paths, &mut |_| Ok(scale.clone())).await?;
+                self.respond(&written.object, StatusCode::OK)
+            }
+            (Subresource::Scale(paths), "patch") => {
+                let patch = self.patch_body(&mut Vec::new())?;
+                let written = verbs::scale::change(&self.call, &paths, &mut |scale| patch_scale(scale, &patch)).await?;
+                self.respond(&written.object, StatusCode::OK)
+            }
+            (Subresource::Custom(handler), verb) => {
+                let body = match verb {
+                    "create" | "update" => self.decode_as(sub)?,
+                    _ => Value::Null,
+                };
+                let answer = handler.handle(&self.call.cx(), &self.call.name, verb, body).await?;
+                let code = if verb == "create" { StatusCode::CREATED } else { StatusCode::OK };
+                self.respond(&answer, code)
+            }
+            _ => Err(Status::path_not_found()),
+        }
+    }
+
+    async fn list(&self) -> Result<Output> {
+        let info = self.input.info;
+        let options = verbs::list::ListOptions {
+            selection: self.selection()?,
+            resource_version: info.param("resourceVersion").map(str::to_owned),
+            resource_version_match: info.param("resourceVersionMatch").unwrap_or_default().to_owned(),
+            limit: self.limit()?,
+            continue_token: info.param("continue").unwrap_or_default().to_owned(),
+        };
+        let list = verbs::list::list(&self.call, &options).await?;
+        Ok(self.renderer.list(list)?.into())
+    }
+
+    async fn watch(&self) -> Result<Output> {
+        let info = self.input.info;
+        let selection = self.selection()?;
+        let bookmarks = info.flag("allowWatchBookmarks");
+        let wants_initial = info.param("sendInitialEvents").map(|_| info.flag("sendInitialEvents"));
+        let version_match = info.param("resourceVersionMatch").unwrap_or_default();
+        match wants_initial {
+            Some(_) if version_match != "NotOlderThan" => {
+                return Err(invalid_list_options(
+                    "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ));
+            }
+            None if !version_match.is_empty() => {
+                return Err(invalid_list_options(
+                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ));
+            }
+            _ => {}
+        }
+        let version = info.param("resourceVersion");
+        let revision = verbs::get::parse_version(version)?;
+        let start = match (wants_initial, revision) {
+            (Some(true), _) | (None, None | Some(0)) => Start::Snapshot,
+            (Some(false), None | Some(0)) => Start::Now,
+            (_, Some(revision)) => Start::After(revision),
+        };
+        if start == Start::Snapshot || start == Start::Now {
+            verbs::get::be_fresh(&self.call, version).await?;
+        }
+        let options = watch::Options {
+            bookmarks,
+            mark_initial_end: wants_initial == Some(true) && bookmarks,
+            timeout: self.watch_timeout()?,
+        };
+        match self.call.resource.cache.watch(selection, start) {
+            Ok((watch, initial)) => Ok(watch::respond(self.renderer.clone(), watch, initial, options).into()),
+            Err(error @ WatchError::TooOld { .. }) => {
+                Ok(watch::respond_error(&self.renderer, &Status::expired(error.to_string())).into())
+            }
+            Err(WatchError::NotReady) => Err(Status::too_many_requests("storage is (re)initializing", 1)),
+        }
+    }
+
+    fn watch_timeout(&self) -> Result<Duration> {
+        match self.input.info.param("timeoutSeconds").filter(|text| !text.is_empty()) {
+            None => Ok(watch::default_timeout(self.input.server.config.min_request_timeout)),
+            Some(text) => match text.parse::<u64>() {
+                Ok(0) => Ok(watch::default_timeout(self.input.server.config.min_request_timeout)),
+                Ok(seconds) => Ok(Duration::from_secs(seconds.min(365 * 86_400))),
+                Err(_) => Err(Status::bad_request(format!("timeoutSeconds: {text:?} is not a number of seconds"))),
+            },
+        }
+    }
+
+    fn limit(&self) -> Result<usize> {
+        match self.input.info.param("limit").filter(|text| !text.is_empty()) {
+            None => Ok(0),
+            Some(text) => text.parse().map_err(|_| Status::bad_request(format!("limit: {text:?} is not a number"))),
+        }
+    }
+
+    async fn delete(&self) -> Result<Output> {
+        let options = self.delete_options()?;
+        let mut call_options = self.call.options.clone();
+        call_options.dry_run = options.dry_run;
+        let call = Call { options: call_options, ..self.call_again() };
+        let deleted = verbs::delete::delete(&call, &options).await?;
+        let answer = verbs::delete::answer(&call, &deleted);
+        if answer.kind() == "Status" {
+            return self.respond(&answer, StatusCode::OK);
+        }
+        Ok(self.renderer.written(answer, StatusCode::OK)?.into())
+    }
+
+    async fn delete_collection(&self) -> Result<Output> {
+        let options = self.delete_options()?;
+        let list_options = verbs::list::ListOptions {
+            selection: self.selection()?,
+            resource_version: None,
+            limit: self.limit()?,
+            continue_token: self.input.info.param("continue").unwrap_or_default().to_owned(),
+            ..Default::default()
+        };
+        let list = verbs::list::list(&self.call, &list_options).await?;
+        let mut call_options = self.call.options.clone();
+        call_options.dry_run = options.dry_run;
+        let call = Call { options: call_options, ..self.call_again() };
+        let deleted = verbs::delete::delete_collection(&call, &list.items, &options).await?;
+        let items = deleted.into_iter().map(|object| self.call.resource.present(&self.call.served, object)).collect();
+        let metadata = json!({"resourceVersion": list.revision.to_string()});
+        Ok(self.renderer.value_list(&metadata, items)?.into())
+    }
+
+    fn call_again(&self) -> Call<'_> {
+        Call {
+            namespace: self.call.namespace.clone(),
+            name: self.call.name.clone(),
+            subresource: self.call.subresource.clone(),
+            ..Call::new(self.call.server, self.call.user, self.call.resource.clone(), self.call.served.clone())
+        }
+    }
+
+    fn delete_options(&self) -> Result<crate::registry::strategy::DeleteOptions> {
+        let body = if self.input.body.is_empty() {
+            Value::Null
+        } else {
+            negotiate::decode(self.input.headers, &self.input.body, None)?.value
+        };
+        verbs::delete::options(&body, |name| self.input.info.param(name).filter(|v| !v.is_empty()).map(str::to_owned))
+    }
+
+    fn selection(&self) -> Result<Selection> {
+        let info = self.input.info;
+        let labels = match info.label_selector.as_str() {
+            "" => None,
+            text => Some(LabelSelector::parse(text).map_err(|error| Status::bad_request(error.to_string()))?),
+        };
+        let fields = match info.field_selector.as_str() {
+            "" => None,
+            text => Some(FieldSelector::parse(text).map_err(|error| Status::bad_request(error.to_string()))?),
+        };
+        for requirement in fields.iter().flat_map(|fields| fields.requirements()) {
+            let field = requirement.field.as_str();
+            let known = matches!(field, "metadata.name" | "metadata.namespace")
+                || self.call.resource.cache.kind().fields.iter().any(|(name, _)| *name == field);
+            if !known {
+                return Err(Status::bad_request(format!("field label not supported: {field}")));
+            }
+        }
+        let namespaced = self.call.resource.namespaced;
+        let namespace = match self.call.namespace.as_str() {
+            "" if namespaced || self.call.name.is_empty() => None,
+            namespace => Some(namespace.to_owned()),
+        };
+        let name = Some(self.call.name.clone()).filter(|name| !name.is_empty());
+        Ok(Selection { namespace, name, labels, fields: fields.filter(|fields| !fields.requirements().is_empty()) })
+    }
+
+    /// The body as an object of `schema`; complaints about fields are errors or warnings, as the client chose.
+    fn decode(&self, schema: Option<&SchemaRef>, warnings: &mut Vec<String>) -> Result<Value> {
+        let body = negotiate::decode(self.input.headers, &self.input.body, schema)?;
+        check_strict(self.call.options.field_validation, &body.strict_errors, warnings)?;
+        if !body.value.is_object() {
+            return Err(Status::bad_request("the request body is not an object"));
+        }
+        Ok(body.value)
+    }
+
+    /// The body as what a subresource takes.
+    fn decode_as(&self, sub: &ServedSubresource) -> Result<Value> {
+        let schema = apimachinery::schema::builtin().kind(&sub.gvk).map(SchemaRef::Builtin);
+        if self.input.body.is_empty() {
+            return Ok(json!({"kind": sub.gvk.kind, "apiVersion": sub.gvk.api_version(), "metadata": {}}));
+        }
+        self.decode(schema.as_ref(), &mut Vec::new())
+    }
+
+    /// The object says what it is, and it is what the URL is about.
+    fn check_type(&self, object: &Value) -> Result<()> {
+        let gvk = &self.call.served.gvk;
+        let (kind, api_version) = (object.kind(), object.api_version());
+        if (kind.is_empty() || kind == gvk.kind) && (api_version.is_empty() || api_version == gvk.api_version()) {
+            return Ok(());
+        }
+        let given = apimachinery::meta::GroupVersion::parse(api_version).unwrap_or_default();
+        Err(Status::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {}: no kind {kind:?} is registered for version {given:?}",
+            given.version,
+            gvk.kind,
+            given = given.to_string(),
+        )))
+    }
+
+    fn patch_body(&self, warnings: &mut Vec<String>) -> Result<Patch> {
+        let content_type =
+            self.input.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let json = || {
+            serde_json::from_slice::<Value>(&self.input.body).map_err(|error| Status::bad_request(error.to_string()))
+        };
+        match content_type.split(';').next().unwrap_or_default().trim() {
+            "application/json-patch+json" => Ok(Patch::Json(self.input.body.clone())),
+            "application/merge-patch+json" => Ok(Patch::Merge(json()?)),
+            "application/strategic-merge-patch+json" if self.call.resource.custom => {
+                Err(verbs::patch::unsupported_strategic())
+            }
+            "application/strategic-merge-patch+json" => Ok(Patch::Strategic(json()?)),
+            "application/apply-patch+yaml" => {
+                if self.input.info.param("fieldManager").unwrap_or_default().is_empty() {
+                    return Err(Status::bad_request(
+                        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                    ));
+                }
+                let schema = self.call.served.schema.as_deref();
+                let decoded = apimachinery::codec::yaml::decode(&self.input.body, schema)
+                    .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+                check_strict(self.call.options.field_validation, &decoded.strict_errors, warnings)?;
+                Ok(Patch::Apply(decoded.value))
+            }
+            other => Err(Status::unsupported_media_type(
+                other,
+                &[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                    "application/strategic-merge-patch+json",
+                    "application/apply-patch+yaml",
+                ],
+            )),
+        }
+    }
+
+    fn written(&self, written: Written, mut warnings: Vec<String>) -> Result<Output> {
+        warnings.extend(written.warnings);
+        let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+        let object = self.call.resource.present(&self.call.served, written.object);
+        Ok(Output { response: self.renderer.written(object, code)?, warnings })
+    }
+
+    fn respond(&self, value: &Value, code: StatusCode) -> Result<Output> {
+        Ok(render::respond(self.renderer.format.encoding, value, code)?.into())
+    }
+}
+
+fn patch_scale(mut scale: Value, patch: &Patch) -> Result<Value> {
+    match patch {
+        Patch::Json(operations) => apimachinery::merge::json_patch(&mut scale, operations)
+            .map_err(|error| Status::failure(422, "Invalid", error.to_string()))?,
+        Patch::Merge(change) | Patch::Strategic(change) | Patch::Apply(change) => {
+            apimachinery::merge::merge_patch(&mut scale, change);
+        }
+    }
+    Ok(scale)
+}
+
+fn invalid_list_options(message: &str) -> Status {
+    Status::failure(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {message}"))
+}
+
+/// The format of an error's answer: what was asked for, as far as errors have it.
+pub fn error_encoding(headers: &HeaderMap) -> negotiate::Encoding {
+    negotiate::accept(headers)
+        .map(|Format { encoding, shape: Shape::Object | Shape::Table(_) | Shape::Metadata(_) }| encoding)
+        .unwrap_or_default()
+}

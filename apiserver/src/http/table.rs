@@ -1,0 +1,89 @@
+//! `Table` and `PartialObjectMetadata`: what `kubectl get` and metadata-only clients see of an object.
+
+use serde_json::{Value, json};
+
+use crate::cache::Stored;
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::Strategy;
+
+/// What of the object goes with each row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IncludeObject {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+impl IncludeObject {
+    /// The query parameter `includeObject`; `None`: no such value.
+    pub fn parse(text: Option<&str>) -> Option<Self> {
+        match text {
+            None | Some("" | "Metadata") => Some(Self::Metadata),
+            Some("None") => Some(Self::None),
+            Some("Object") => Some(Self::Object),
+            Some(_) => None,
+        }
+    }
+}
+
+/// A table of `objects`, which are in the version of the request. `columns`: with the definitions of the columns,
+/// which only the first event of a watch carries.
+pub fn table(
+    strategy: &dyn Strategy,
+    version: &str,
+    metadata: Value,
+    objects: impl Iterator<Item = Value>,
+    include: IncludeObject,
+    columns: bool,
+) -> Value {
+    let now = jiff::Timestamp::now();
+    let rows: Vec<Value> = objects
+        .map(|object| {
+            let cells = strategy.row(&object, now);
+            json!({"cells": cells, "object": row_object(object, version, include)})
+        })
+        .collect();
+    let definitions: Option<Vec<Value>> = columns.then(|| {
+        strategy
+            .columns()
+            .iter()
+            .map(|c| json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority}))
+            .collect()
+    });
+    json!({
+        "kind": "Table",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": metadata,
+        "columnDefinitions": definitions,
+        "rows": rows,
+    })
+}
+
+fn row_object(object: Value, version: &str, include: IncludeObject) -> Value {
+    match include {
+        IncludeObject::None => Value::Null,
+        IncludeObject::Metadata => partial(&object, version),
+        IncludeObject::Object => object,
+    }
+}
+
+/// The metadata of an object, as an object of its own.
+pub fn partial(object: &Value, version: &str) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": object.at(&["metadata"]).cloned().unwrap_or_else(|| json!({})),
+    })
+}
+
+/// The metadata of a stored object, read out of its bytes.
+pub fn partial_of(stored: &Stored, version: &str) -> Value {
+    let text = [b"{", &stored.body[..], b"}"].concat();
+    let metadata = crate::cache::scan::find(&text, ["metadata"]).and_then(|text| serde_json::from_slice(text).ok());
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": metadata.unwrap_or_else(|| json!({})),
+    })
+}

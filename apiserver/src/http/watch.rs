@@ -1,0 +1,242 @@
+//! The stream of a watch: events as they come, batched into few writes; bookmarks by timer and at the end.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::codec;
+use apimachinery::status::Status;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use rand::Rng;
+use serde_json::{Value, json};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::negotiate::{Encoding, Shape};
+use super::render::Renderer;
+use super::{BodyError, Response};
+use crate::cache::{Event, Seen, Snapshot, Stored, Watch, range_from};
+
+/// A write is about this large at most, if single events are not larger.
+const BATCH: usize = 16 * 1024;
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// What ends the initial events of a watch that was asked for them.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+pub struct Options {
+    pub bookmarks: bool,
+    /// A bookmark shall end the initial events.
+    pub mark_initial_end: bool,
+    pub timeout: Duration,
+}
+
+/// How long a watch lasts when the client does not say: random, so that not all come back at once.
+pub fn default_timeout(min_seconds: u64) -> Duration {
+    Duration::from_secs(min_seconds + rand::rng().random_range(0..min_seconds.max(1)))
+}
+
+/// The response that streams `watch`, beginning with the objects of `initial`.
+pub fn respond(renderer: Renderer, watch: Watch, initial: Option<Snapshot>, options: Options) -> Response {
+    let content_type = renderer.format.encoding.stream_content_type();
+    let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
+    bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let initial_revision = initial.as_ref().map(|snapshot| snapshot.revision);
+    let stream = Stream {
+        initial: initial.map(|snapshot| initial_objects(&snapshot, &watch)).unwrap_or_default(),
+        initial_end: options.mark_initial_end.then_some(initial_revision).flatten(),
+        deadline: Instant::now() + options.timeout,
+        bookmarks: options.bookmarks.then_some(bookmarks),
+        columns_sent: false,
+        ended: false,
+        renderer,
+        watch,
+    };
+    let body = futures::stream::unfold(stream, |mut stream| async move {
+        let chunk = stream.next_chunk().await?;
+        Some((Ok::<_, BodyError>(Frame::data(chunk)), stream))
+    });
+    let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(body)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// A watch that cannot start: a stream of one error.
+pub fn respond_error(renderer: &Renderer, status: &Status) -> Response {
+    let mut out = BytesMut::new();
+    put_event(&mut out, renderer.format.encoding, "ERROR", &status.to_json());
+    let mut response = Response::new(super::full(out.freeze()));
+    let content_type = renderer.format.encoding.stream_content_type();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn initial_objects(snapshot: &Snapshot, watch: &Watch) -> VecDeque<Arc<Stored>> {
+    let all = range_from(&snapshot.objects, "");
+    all.filter(|object| watch.selection.matches(object)).cloned().collect()
+}
+
+struct Stream {
+    renderer: Renderer,
+    watch: Watch,
+    initial: VecDeque<Arc<Stored>>,
+    initial_end: Option<u64>,
+    deadline: Instant,
+    bookmarks: Option<Interval>,
+    columns_sent: bool,
+    ended: bool,
+}
+
+enum Wake {
+    Event(Arc<Event>),
+    Bookmark,
+    TimedOut,
+    Ended,
+}
+
+impl Stream {
+    /// The next bytes to send; `None` when the watch is over.
+    async fn next_chunk(&mut self) -> Option<Bytes> {
+        let mut out = BytesMut::new();
+        while let Some(object) = self.initial.pop_front() {
+            self.put(&mut out, Seen::Added.name(), &object);
+            if out.len() >= BATCH {
+                return Some(out.freeze());
+            }
+        }
+        if let Some(revision) = self.initial_end.take() {
+            self.put_bookmark(&mut out, revision, true);
+        }
+        if !out.is_empty() {
+            return Some(out.freeze());
+        }
+        while out.is_empty() {
+            if self.ended {
+                return None;
+            }
+            match self.wake().await {
+                Wake::Event(event) => {
+                    self.put_seen(&mut out, &event);
+                    self.drain(&mut out);
+                }
+                Wake::Bookmark => self.drain_and_bookmark(&mut out),
+                Wake::TimedOut => {
+                    self.ended = true;
+                    if self.bookmarks.is_some() {
+                        self.drain_and_bookmark(&mut out);
+                    }
+                }
+                Wake::Ended => return None,
+            }
+        }
+        Some(out.freeze())
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let bookmark = async {
+            match &mut self.bookmarks {
+                Some(interval) => drop(interval.tick().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            event = self.watch.next() => event.map_or(Wake::Ended, Wake::Event),
+            () = bookmark => Wake::Bookmark,
+            () = tokio::time::sleep_until(self.deadline) => Wake::TimedOut,
+        }
+    }
+
+    fn drain(&mut self, out: &mut BytesMut) {
+        while out.len() < BATCH
+            && let Some(event) = self.watch.try_next()
+        {
+            self.put_seen(out, &event);
+        }
+    }
+
+    /// A bookmark promises that everything up to its revision has been sent.
+    fn drain_and_bookmark(&mut self, out: &mut BytesMut) {
+        let revision = self.watch.revision();
+        while let Some(event) = self.watch.try_next() {
+            self.put_seen(out, &event);
+        }
+        self.put_bookmark(out, revision, false);
+    }
+
+    fn put_seen(&mut self, out: &mut BytesMut, event: &Event) {
+        let Some(seen) = self.watch.selection.see(event) else { return };
+        match (seen, &event.previous) {
+            // Gone from the selection, not from the store: the client knows the state before, as of this change.
+            (Seen::Deleted, Some(previous)) if !event.deleted => match previous.at_revision(event.revision) {
+                Ok(last) => self.put(out, seen.name(), &last),
+                Err(error) => tracing::error!(key = %event.object.key, %error, "cannot write the last state"),
+            },
+            _ => self.put(out, seen.name(), &event.object),
+        }
+    }
+
+    fn put(&mut self, out: &mut BytesMut, name: &str, object: &Stored) {
+        if self.renderer.is_verbatim() {
+            out.extend_from_slice(b"{\"type\":\"");
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b"\",\"object\":");
+            self.renderer.put_object(out, object);
+            out.extend_from_slice(b"}\n");
+            return;
+        }
+        let value = match self.renderer.format.shape {
+            Shape::Table(version) => {
+                let columns = !std::mem::replace(&mut self.columns_sent, true);
+                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                self.renderer.table(version, metadata, std::iter::once(object), columns)
+            }
+            _ => self.renderer.shaped(object),
+        };
+        put_event(out, self.renderer.format.encoding, name, &value);
+    }
+
+    fn put_bookmark(&mut self, out: &mut BytesMut, revision: u64, initial_end: bool) {
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if initial_end {
+            metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
+        }
+        let served = &self.renderer.served;
+        let mut object = json!({"kind": served.gvk.kind, "apiVersion": served.gvk.api_version(), "metadata": metadata});
+        match self.renderer.format.shape {
+            Shape::Object => {}
+            Shape::Metadata(version) => object = super::table::partial(&object, version),
+            Shape::Table(version) => {
+                let list_metadata = json!({"resourceVersion": revision.to_string()});
+                let row = json!({"cells": [], "object": super::table::partial(&object, version)});
+                object = json!({
+                    "kind": "Table",
+                    "apiVersion": format!("meta.k8s.io/{version}"),
+                    "metadata": list_metadata,
+                    "columnDefinitions": null,
+                    "rows": [row],
+                });
+            }
+        }
+        put_event(out, self.renderer.format.encoding, "BOOKMARK", &object);
+    }
+}
+
+/// One event in the framing of its encoding: a line of JSON, or a length and a protobuf message.
+fn put_event(out: &mut BytesMut, encoding: Encoding, name: &str, object: &Value) {
+    if encoding == Encoding::Protobuf {
+        match codec::proto::encode_watch_event(name, object) {
+            Ok(message) => {
+                out.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+                out.extend_from_slice(&message);
+            }
+            Err(error) => tracing::error!(%error, "cannot write a watch event as protobuf"),
+        }
+        return;
+    }
+    out.extend_from_slice(json!({"type": name, "object": object}).to_string().as_bytes());
+    out.put_u8(b'\n');
+}

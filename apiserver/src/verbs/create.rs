@@ -1,0 +1,109 @@
+//! POST: a new object.
+
+use apimachinery::status::{Result, Status};
+use serde_json::Value;
+
+use super::interim::apply;
+use super::{Call, Written, metadata, store_failed, to_bytes};
+use crate::admission::Operation;
+use crate::registry::object::ObjectExt;
+use crate::storage::{Expect, Outcome};
+
+/// How often a generated name that is taken is replaced by another.
+const GENERATE_ATTEMPTS: usize = 8;
+
+/// Creates `object`, which is in the version of the request.
+pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
+    let mut object = call.resource.internalize(&call.served, object);
+    if !object.resource_version().is_empty() {
+        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    metadata::set_namespace(&mut object, &call.namespace, call.resource.namespaced)?;
+    if let Some(handler) = call.resource.strategy.answers_create() {
+        call.resource.strategy.default(&mut object);
+        let answer = handler.handle(&call.cx(), "", "create", object).await?;
+        return Ok(Written { object: answer, created: true, warnings: vec![] });
+    }
+    call.resource.strategy.default(&mut object);
+    if let Some(schema) = &call.served.schema
+        && !call.options.field_manager.is_empty()
+    {
+        apply::update_managed_fields(
+            schema,
+            None,
+            &mut object,
+            &call.manager(jiff::Timestamp::now()),
+            call.strategy().reset_fields(),
+        );
+    }
+    write(call, object).await
+}
+
+/// Admits, completes, checks and writes a new object in the storage version, which may come from an apply, too.
+pub async fn write(call: &Call<'_>, object: Value) -> Result<Written> {
+    let generated = object.name().is_empty();
+    for attempt in 1.. {
+        match write_once(call, object.clone()).await {
+            Err(status) if generated && status.reason == "AlreadyExists" && attempt < GENERATE_ATTEMPTS => {}
+            result => return result,
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+async fn write_once(call: &Call<'_>, mut object: Value) -> Result<Written> {
+    let strategy = &*call.resource.strategy;
+    let cx = call.cx();
+    let requested_name = object.name().to_owned();
+    call.admit(Operation::Create, &requested_name, &mut object, None).await?;
+    strategy.default(&mut object);
+    metadata::fill_for_create(&mut object, cx.now);
+    strategy.prepare_for_create(&cx, &mut object);
+    metadata::generate_name(&mut object);
+    let name = object.name().to_owned();
+    let undo = strategy.begin_create(&cx, &mut object).await?;
+    let result = check_and_put(call, &name, &mut object).await;
+    match result {
+        Ok(()) if call.options.dry_run => undo.run().await,
+        Ok(()) => drop(undo),
+        Err(status) => {
+            undo.run().await;
+            return Err(status);
+        }
+    }
+    let warnings = strategy.warnings(&cx, &object, None);
+    Ok(Written { object, created: true, warnings })
+}
+
+async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Result<()> {
+    let strategy = &*call.resource.strategy;
+    let cx = call.cx();
+    let mut errors = metadata::validate(object, call.resource.namespaced, strategy.name_rule());
+    errors.extend(strategy.validate_create(&cx, object));
+    if !errors.is_empty() {
+        return Err(Status::invalid(&call.resource.group_kind(), name, &errors));
+    }
+    call.validate_admission(Operation::Create, name, object, None).await?;
+    let exists = || Status::already_exists(&call.resource.group_resource, name);
+    if call.options.dry_run {
+        return if call.current(name).await?.is_some() { Err(exists()) } else { Ok(()) };
+    }
+    let ttl = strategy.ttl(call.server, object);
+    let outcome = call.server.store.put(&call.key(name), to_bytes(object)?, Expect::Absent, ttl).await;
+    match outcome.map_err(|error| store_failed(&error))? {
+        Outcome::Done(revision) => {
+            object.metadata_mut().insert("resourceVersion".into(), revision.to_string().into());
+            Ok(())
+        }
+        Outcome::Mismatch(Some(present)) if is_being_deleted(&present.value) => {
+            let mut status = exists();
+            status.message = format!("object is being deleted: {}", status.message);
+            Err(status)
+        }
+        Outcome::Mismatch(_) => Err(exists()),
+    }
+}
+
+fn is_being_deleted(value: &[u8]) -> bool {
+    crate::cache::scan::find(value, ["metadata", "deletionTimestamp"]).is_some_and(|v| v != b"null")
+}

@@ -1,0 +1,194 @@
+//! LIST: a selection of a snapshot, in pages where asked. All pages of a list are of one snapshot; the token that
+//! continues a list names its revision and the last key, as upstream's does.
+
+use std::sync::Arc;
+
+use apimachinery::status::{Result, Status};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use super::get::{be_fresh, parse_version};
+use super::{Call, store_failed};
+use crate::cache::{Selection, Snapshot, Stored, range_from};
+
+/// The parameters of a list.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    pub selection: Selection,
+    pub resource_version: Option<String>,
+    /// `Exact`, `NotOlderThan`, or empty.
+    pub resource_version_match: String,
+    /// 0: no limit.
+    pub limit: usize,
+    pub continue_token: String,
+}
+
+/// One page.
+#[derive(Clone, Debug, Default)]
+pub struct List {
+    pub items: Vec<Arc<Stored>>,
+    pub revision: u64,
+    /// Empty on the last page.
+    pub continue_token: String,
+    /// How many follow; unknown when labels or fields select.
+    pub remaining: Option<usize>,
+}
+
+/// The content of a continue token.
+#[derive(Serialize, Deserialize)]
+struct Token {
+    #[serde(rename = "v")]
+    version: String,
+    #[serde(rename = "rv")]
+    revision: u64,
+    /// The key to start at, below the list's prefix.
+    start: String,
+}
+
+const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+
+pub async fn list(call: &Call<'_>, options: &ListOptions) -> Result<List> {
+    check_match(options)?;
+    let prefix = list_prefix(call);
+    let (snapshot, start) = match options.continue_token.as_str() {
+        "" => (first_snapshot(call, options).await?, prefix.clone()),
+        token => {
+            let token = decode_token(token)?;
+            let start = format!("{prefix}{}", token.start);
+            (snapshot_at(call, token.revision).await?, start)
+        }
+    };
+    Ok(page(call, options, &snapshot, &prefix, &start))
+}
+
+/// The objects as fresh as the request demands, or exactly those of a revision.
+async fn first_snapshot(call: &Call<'_>, options: &ListOptions) -> Result<Snapshot> {
+    let version = options.resource_version.as_deref();
+    if options.resource_version_match == "Exact" {
+        let revision = parse_version(version)?.unwrap_or(0);
+        be_fresh(call, version).await?;
+        return snapshot_at(call, revision).await;
+    }
+    be_fresh(call, version).await?;
+    Ok(call.resource.cache.snapshot())
+}
+
+/// The snapshot of a revision: one that is kept, or else what the store remembers.
+async fn snapshot_at(call: &Call<'_>, revision: u64) -> Result<Snapshot> {
+    let cache = &call.resource.cache;
+    if let Some(snapshot) = cache.snapshot_at(revision) {
+        return Ok(snapshot);
+    }
+    let mut objects = crate::cache::Objects::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = call.server.store.range(cache.prefix(), after.as_deref(), 1000, Some(revision)).await;
+        let page = page.map_err(|error| match error {
+            crate::storage::StoreError::Compacted => expired(),
+            error => store_failed(&error),
+        })?;
+        for entry in &page.entries {
+            match Stored::decode(cache.kind(), &entry.key, &entry.value, entry.revision) {
+                Ok(object) => drop(objects.insert(object.key.clone(), Arc::new(object))),
+                Err(error) => tracing::error!(key = entry.key, %error, "cannot read what the store holds"),
+            }
+        }
+        match page.entries.last() {
+            Some(last) if page.more => after = Some(last.key.clone()),
+            _ => break,
+        }
+    }
+    let snapshot = Snapshot { objects, revision };
+    cache.keep_snapshot(&snapshot);
+    Ok(snapshot)
+}
+
+fn page(call: &Call<'_>, options: &ListOptions, snapshot: &Snapshot, prefix: &str, start: &str) -> List {
+    let limit = if options.limit == 0 { usize::MAX } else { options.limit };
+    let mut rest = range_from(&snapshot.objects, start).take_while(|object| object.key.starts_with(prefix));
+    let mut items = Vec::new();
+    while items.len() < limit {
+        match rest.next() {
+            Some(object) if options.selection.matches(object) => items.push(object.clone()),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let mut list = List { items, revision: snapshot.revision, ..List::default() };
+    if let Some(next) = rest.find(|object| options.selection.matches(object)) {
+        list.continue_token = encode_token(snapshot.revision, &next.key[prefix.len()..]);
+        list.remaining = (!options.selection.is_filtered()).then(|| rest.count() + 1);
+        if options.continue_token.is_empty() {
+            call.resource.cache.keep_snapshot(snapshot);
+        }
+    }
+    list
+}
+
+/// The prefix of the keys that the list is about.
+fn list_prefix(call: &Call<'_>) -> String {
+    match call.namespace.as_str() {
+        "" => call.resource.cache.prefix().to_owned(),
+        namespace => format!("{}{namespace}/", call.resource.cache.prefix()),
+    }
+}
+
+fn encode_token(revision: u64, start: &str) -> String {
+    let token = Token { version: TOKEN_VERSION.into(), revision, start: start.to_owned() };
+    serde_json::to_vec(&token).map(|text| URL_SAFE_NO_PAD.encode(text)).unwrap_or_default()
+}
+
+fn decode_token(token: &str) -> Result<Token> {
+    let decoded = URL_SAFE_NO_PAD.decode(token).ok().and_then(|text| serde_json::from_slice::<Token>(&text).ok());
+    match decoded {
+        Some(token)
+            if token.version == TOKEN_VERSION && !token.start.starts_with('/') && !token.start.contains("..") =>
+        {
+            Ok(token)
+        }
+        _ => Err(Status::bad_request("continue key is not valid: incorrect encoding or structure")),
+    }
+}
+
+fn expired() -> Status {
+    Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
+    )
+}
+
+fn check_match(options: &ListOptions) -> Result<()> {
+    let version = options.resource_version.as_deref().unwrap_or_default();
+    let bad = |message: &str| Err(Status::bad_request(message));
+    match options.resource_version_match.as_str() {
+        "" if !options.continue_token.is_empty() && !version.is_empty() && version != "0" => {
+            bad("specifying resource version is not allowed when using continue")
+        }
+        "" => Ok(()),
+        "Exact" | "NotOlderThan" if !options.continue_token.is_empty() => {
+            bad("resourceVersionMatch is forbidden for continue")
+        }
+        "Exact" | "NotOlderThan" if version.is_empty() => {
+            bad("resourceVersionMatch is forbidden unless resourceVersion is provided")
+        }
+        "Exact" if version == "0" => bad("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
+        "Exact" | "NotOlderThan" => Ok(()),
+        other => bad(&format!(
+            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back_and_forged_ones_do_not() {
+        let token = decode_token(&encode_token(7, "default/a")).expect("own token");
+        assert_eq!((token.revision, token.start.as_str()), (7, "default/a"));
+        for forged in ["", "x", &URL_SAFE_NO_PAD.encode(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"../secrets"}"#)] {
+            assert!(decode_token(forged).is_err(), "{forged}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The `scale` subresource: one replica count of many kinds, seen and changed as an `autoscaling/v1 Scale`.
+
+use apimachinery::meta::{GroupKind, LabelSelector};
+use apimachinery::status::{FieldError, Result, Status};
+use serde_json::{Value, json};
+
+use super::update::{self, Made};
+use super::{Call, Written};
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::{ScalePaths, ScaleSelector};
+
+/// The scale of `object`.
+pub fn of(object: &Value, paths: &ScalePaths) -> Value {
+    let mut metadata = json!({});
+    for name in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.at(&["metadata", name]) {
+            metadata.set(&[name], value.clone());
+        }
+    }
+    let mut scale = json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": {},
+        "status": {"replicas": object.i64_at(paths.status_replicas).unwrap_or(0)},
+    });
+    if let Some(replicas) = object.i64_at(paths.spec_replicas) {
+        scale.set(&["spec", "replicas"], replicas);
+    }
+    let selector = selector(object, paths.selector);
+    if !selector.is_empty() {
+        scale.set(&["status", "selector"], selector);
+    }
+    scale
+}
+
+fn selector(object: &Value, selector: ScaleSelector) -> String {
+    match selector {
+        ScaleSelector::Text(path) => object.str_at(path).to_owned(),
+        ScaleSelector::Labels(path) => {
+            object.at(path).map(|labels| LabelSelector::from_map(labels).to_string()).unwrap_or_default()
+        }
+        ScaleSelector::Selector(path) => object
+            .at(path)
+            .and_then(|selector| LabelSelector::from_json(selector).ok())
+            .map(|selector| selector.to_string())
+            .unwrap_or_default(),
+    }
+}
+
+/// Sets the replica count that `scale_of` makes of the present scale.
+pub async fn change(
+    call: &Call<'_>,
+    paths: &ScalePaths,
+    scale_of: &mut (dyn FnMut(Value) -> Result<Value> + Send),
+) -> Result<Written> {
+    let mut written = update::change(call, &mut |old| {
+        let old = old.ok_or_else(|| call.not_found(&call.name))?;
+        let scale = scale_of(of(old, paths))?;
+        let replicas = scale.i64_at(&["spec", "replicas"]).unwrap_or(0);
+        if replicas < 0 {
+            let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+            return Err(Status::invalid(&GroupKind::new("autoscaling", "Scale"), &call.name, &[error]));
+        }
+        let mut object = old.clone();
+        object.set(paths.spec_replicas, replicas);
+        for name in ["resourceVersion", "uid"] {
+            match scale.at(&["metadata", name]) {
+                Some(value) => object.metadata_mut().insert(name.into(), value.clone()),
+                None => object.metadata_mut().remove(name),
+            };
+        }
+        Ok(Made { object, managed: false })
+    })
+    .await?;
+    written.object = of(&written.object, paths);
+    Ok(written)
+}
