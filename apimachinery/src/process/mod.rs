@@ -3,6 +3,7 @@
 
 mod client;
 mod logging;
+mod secure_serving;
 mod status_server;
 
 use std::future::Future;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 pub use client::{ClientError, KubeconfigArgs, client_from_kubeconfig};
 pub use logging::LogArgs;
+pub use secure_serving::{SecureServingArgs, SecureServingError};
 pub use status_server::{HealthChecks, StatusServer, StatusServerError};
 pub use tokio_util::sync::CancellationToken;
 
@@ -96,4 +98,11 @@ fn shutdown_token() -> CancellationToken {
         (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "cannot listen for signals"),
     }
     token
+}
+
+/// The machine's host name, as the kernel has it.
+pub fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
 }
