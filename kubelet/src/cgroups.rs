@@ -119,8 +119,7 @@ impl Cgroups {
                 if directory.exists() {
                     continue;
                 }
-                fs::create_dir(&directory)
-                    .map_err(|source| CgroupError::Create { path: directory.clone(), source })?;
+                fs::create_dir(&directory).map_err(|source| CgroupError::Create { path: directory.clone(), source })?;
                 if self.unified {
                     self.delegate(&parent)?;
                 } else {
@@ -197,7 +196,11 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> Result<(), CgroupError> {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|source| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), source })
+    fs::write(path, value).map_err(|source| CgroupError::Write {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
 }
 
 fn write_if_there(path: &Path, value: &str) -> Result<(), CgroupError> {
@@ -242,9 +245,10 @@ mod tests {
         assert!(matches!(Cgroups::detect(root.path(), "/", true, 100_000), Err(CgroupError::RefusedV1)));
         let cgroups = Cgroups::detect(root.path(), "", false, 100_000).unwrap();
         cgroups.ensure_tree(2000).unwrap();
-        let pod: Pod =
-            serde_json::from_value(serde_json::json!({"metadata": {"uid": "u1"}, "spec": {"containers": [{"name": "a"}]}}))
-                .unwrap();
+        let pod: Pod = serde_json::from_value(
+            serde_json::json!({"metadata": {"uid": "u1"}, "spec": {"containers": [{"name": "a"}]}}),
+        )
+        .unwrap();
         assert_eq!(cgroups.ensure_pod(&pod).unwrap(), "/kubepods/besteffort/podu1");
         assert_eq!(fs::read_to_string(root.path().join("cpuset/kubepods/cpuset.cpus")).unwrap(), "0-1");
         assert_eq!(cgroups.pods().into_iter().collect::<Vec<_>>(), ["u1"]);

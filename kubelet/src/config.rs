@@ -174,11 +174,16 @@ pub struct KubeletConfiguration {
     pub node_status_update_frequency: GoDuration,
     pub node_status_report_frequency: GoDuration,
     pub node_lease_duration_seconds: i32,
+    #[serde(rename = "imageMinimumGCAge")]
     pub image_minimum_gc_age: GoDuration,
+    #[serde(rename = "imageMaximumGCAge")]
     pub image_maximum_gc_age: GoDuration,
+    #[serde(rename = "imageGCHighThresholdPercent")]
     pub image_gc_high_threshold_percent: u8,
+    #[serde(rename = "imageGCLowThresholdPercent")]
     pub image_gc_low_threshold_percent: u8,
     pub cgroup_root: String,
+    #[serde(rename = "cgroupsPerQOS")]
     pub cgroups_per_qos: bool,
     pub cgroup_driver: String,
     pub fail_cgroup_v1: bool,
@@ -186,7 +191,9 @@ pub struct KubeletConfiguration {
     pub max_pods: u32,
     pub pod_pids_limit: i64,
     pub resolv_conf: String,
+    #[serde(rename = "cpuCFSQuota")]
     pub cpu_cfs_quota: bool,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
     pub cpu_cfs_quota_period: GoDuration,
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<u32>,
@@ -212,6 +219,7 @@ pub struct KubeletConfiguration {
     pub shutdown_grace_period: GoDuration,
     pub enable_server: bool,
     pub enable_debugging_handlers: bool,
+    #[serde(rename = "eventRecordQPS")]
     pub event_record_qps: i32,
     pub event_burst: i32,
     pub rotate_certificates: bool,

@@ -11,6 +11,8 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::objects::api_error;
+
 const QUEUE: usize = 256;
 /// Distinct events that are remembered for counting.
 const REMEMBERED: usize = 512;
@@ -111,7 +113,7 @@ async fn post_all(client: Client, node_name: String, mut entries: mpsc::Receiver
             posted.clear();
         }
         if let Err(error) = post(&client, &node_name, entry, &mut posted).await {
-            tracing::debug!(%error, "event not recorded");
+            tracing::debug!(error = api_error(&error), "event not recorded");
         }
     }
 }

@@ -41,15 +41,12 @@ impl Images {
     }
 
     /// The image of this container, pulled if its policy says so.
-    pub async fn ensure(
-        &self,
-        pod: &Pod,
-        spec: &Spec,
-        sandbox: &cri::PodSandboxConfig,
-    ) -> Result<cri::Image, Problem> {
+    pub async fn ensure(&self, pod: &Pod, spec: &Spec, sandbox: &cri::PodSandboxConfig) -> Result<cri::Image, Problem> {
         let requested = spec.image.clone().unwrap_or_default();
         let Some(reference) = normalize(&requested) else {
-            let message = format!("Failed to apply default image tag {requested:?}: couldn't parse image name {requested:?}: invalid reference format");
+            let message = format!(
+                "Failed to apply default image tag {requested:?}: couldn't parse image name {requested:?}: invalid reference format"
+            );
             self.recorder.container(pod, &spec.name, Level::Warning, "InspectFailed", message.clone());
             return Err(problem("InvalidImageName", message, BACKOFF_START));
         };
@@ -161,7 +158,9 @@ impl Images {
         let mut missing = Vec::new();
         for secret in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
             match self.objects.secret(namespace, &secret.name).await {
-                Ok(object) => found.extend(object.data.iter().flatten().flat_map(|(key, bytes)| auths(key, &bytes.0, reference))),
+                Ok(object) => {
+                    found.extend(object.data.iter().flatten().flat_map(|(key, bytes)| auths(key, &bytes.0, reference)))
+                }
                 Err(_) => missing.push(secret.name.clone()),
             }
         }
@@ -239,7 +238,11 @@ fn auths(key: &str, bytes: &[u8], reference: &str) -> Vec<cri::AuthConfig> {
         tracing::warn!(%error, key, "a pull secret cannot be read");
         HashMap::new()
     });
-    entries.into_iter().filter(|(registry, _)| is_for(registry, reference)).map(|(_, auth)| auth.into_config()).collect()
+    entries
+        .into_iter()
+        .filter(|(registry, _)| is_for(registry, reference))
+        .map(|(_, auth)| auth.into_config())
+        .collect()
 }
 
 fn is_for(registry: &str, reference: &str) -> bool {
@@ -289,7 +292,8 @@ mod tests {
 
     #[test]
     fn credentials_by_registry() {
-        let secret = br#"{"auths": {"https://r.example.com": {"auth": "dTpw"}, "other.example.com": {"username": "x"}}}"#;
+        let secret =
+            br#"{"auths": {"https://r.example.com": {"auth": "dTpw"}, "other.example.com": {"username": "x"}}}"#;
         let found = auths(".dockerconfigjson", secret, "r.example.com/a/b:1");
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].username.as_str(), found[0].password.as_str()), ("u", "p"));

@@ -7,12 +7,17 @@
 //!
 //! Never: state of its own on disk beyond the pods' volumes, a container restarted because the kubelet was.
 
+pub mod app;
 pub mod cgroups;
 pub mod config;
 pub mod cri;
 pub mod dns;
+pub mod events;
+pub mod images;
+pub mod node;
 pub mod objects;
 pub mod pod;
+pub mod probes;
 pub mod server;
 pub mod state;
 pub mod streaming;

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 pub enum ObjectError {
     #[error("{kind} \"{name}\" not found")]
     NotFound { kind: &'static str, name: String },
-    #[error("failed to get {kind} \"{name}\": {source}")]
+    #[error("failed to get {kind} \"{name}\": {}", api_error(.source))]
     Get { kind: &'static str, name: String, source: Box<kube::Error> },
 }
 
@@ -22,6 +22,14 @@ impl ObjectError {
             kube::Error::Api(status) if status.code == 404 => Self::NotFound { kind, name: name.to_owned() },
             error => Self::Get { kind, name: name.to_owned(), source: Box::new(error) },
         }
+    }
+}
+
+/// What the API server said, on one line; the library's own text repeats the whole answer.
+pub fn api_error(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => apimachinery::process::error_chain(other),
     }
 }
 

@@ -61,7 +61,15 @@ impl NodeState {
         runtime: Runtime,
         root_dir: PathBuf,
     ) -> Self {
-        Self { node_name, config, client, runtime, root_dir, pods: RwLock::default(), changed: watch::Sender::default() }
+        Self {
+            node_name,
+            config,
+            client,
+            runtime,
+            root_dir,
+            pods: RwLock::default(),
+            changed: watch::Sender::default(),
+        }
     }
 
     /// Every pod of the node, in no order.

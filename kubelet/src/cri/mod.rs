@@ -1,6 +1,8 @@
 //! The container runtime as the kubelet sees it: the CRI services of containerd's socket, one thin method per call
 //! with a deadline, and containerd's event stream. No policy; a failed call is reported, never retried here.
 
+mod events;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +14,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
 use crate::pod::observed::{self, RuntimePod, keys};
+
+pub use events::{RuntimeEvent, follow as follow_events};
 
 /// No call but a pull, a stop with a grace period or an exec may take longer.
 const DEADLINE: Duration = Duration::from_secs(120);

@@ -216,7 +216,10 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<cri::ContainerConfig, Spec
     let (pod, spec) = (setup.pod, setup.spec);
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         let known: BTreeMap<&str, &str> = setup.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        list.iter().flatten().map(|text| super::env::expand(text, |name| known.get(name).map(|v| (*v).to_owned()))).collect()
+        list.iter()
+            .flatten()
+            .map(|text| super::env::expand(text, |name| known.get(name).map(|v| (*v).to_owned())))
+            .collect()
     };
     let mut labels = identity(pod);
     labels.insert(keys::CONTAINER_NAME.to_owned(), spec.name.clone());
@@ -228,10 +231,8 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<cri::ContainerConfig, Spec
         (keys::TERMINATION_POLICY, spec.termination_message_policy.clone().unwrap_or_default()),
         (keys::POD_GRACE, grace.to_string()),
     ];
-    let linux = cri::LinuxContainerConfig {
-        resources: Some(resources(&setup)),
-        security_context: Some(security(&setup)?),
-    };
+    let linux =
+        cri::LinuxContainerConfig { resources: Some(resources(&setup)), security_context: Some(security(&setup)?) };
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {
             name: spec.name.clone(),
@@ -393,15 +394,20 @@ mod tests {
 
     #[test]
     fn a_container_from_its_spec() {
-        let pod = pod("{securityContext: {runAsUser: 5, fsGroup: 9}, containers: [{name: c, image: i, command: [\"$(A)$$(A)\"], \
+        let pod = pod(
+            "{securityContext: {runAsUser: 5, fsGroup: 9}, containers: [{name: c, image: i, command: [\"$(A)$$(A)\"], \
             securityContext: {allowPrivilegeEscalation: false, seccompProfile: {type: Localhost, localhostProfile: p.json}}, \
-            resources: {limits: {cpu: 500m, memory: 1Mi}}}]}");
+            resources: {limits: {cpu: 500m, memory: 1Mi}}}]}",
+        );
         let config = container(setup(&pod, Some(0), "")).unwrap();
         assert_eq!(config.command, ["1$(A)"]);
         assert_eq!(config.log_path, "c/2.log");
         let linux = config.linux.unwrap();
         let resources = linux.resources.unwrap();
-        assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.memory_limit_in_bytes), (512, 50_000, 1 << 20));
+        assert_eq!(
+            (resources.cpu_shares, resources.cpu_quota, resources.memory_limit_in_bytes),
+            (512, 50_000, 1 << 20)
+        );
         let security = linux.security_context.unwrap();
         assert_eq!(security.run_as_user.unwrap().value, 5);
         assert_eq!(security.supplemental_groups, [9]);

@@ -56,9 +56,8 @@ impl Downward<'_> {
     /// The amount divided by the selector's divisor, rounded up.
     pub fn resource(&self, selector: &ResourceFieldSelector, own: Option<&Spec>) -> Result<String, DownwardError> {
         let name = selector.container_name.as_deref().filter(|name| !name.is_empty());
-        let containers = self.pod.spec.iter().flat_map(|spec| {
-            spec.init_containers.iter().flatten().chain(&spec.containers)
-        });
+        let containers =
+            self.pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
         let spec = match name {
             Some(name) => containers
                 .into_iter()
@@ -82,7 +81,8 @@ impl Downward<'_> {
             (None, ..) => 0,
         };
         let divisor = selector.divisor.as_ref().and_then(|divisor| divisor.0.parse::<Quantity>().ok());
-        let divisor = divisor.map(|divisor| i128::from(divisor.milli_value())).filter(|milli| *milli > 0).unwrap_or(1000);
+        let divisor =
+            divisor.map(|divisor| i128::from(divisor.milli_value())).filter(|milli| *milli > 0).unwrap_or(1000);
         Ok(((milli + divisor - 1) / divisor).to_string())
     }
 }
@@ -118,8 +118,7 @@ mod tests {
             [{name: c, resources: {limits: {cpu: 1500m, memory: 64Mi}}}, {name: d}]}";
         let pod: Pod = serde_json::from_value(serde_saphyr::from_str(text).unwrap()).unwrap();
         let ips = ["10.0.0.1".to_owned(), "fd00::1".to_owned()];
-        let downward =
-            Downward { pod: &pod, pod_ips: &ips, host_ips: &[], node_cpu_milli: 2000, node_memory: 1 << 30 };
+        let downward = Downward { pod: &pod, pod_ips: &ips, host_ips: &[], node_cpu_milli: 2000, node_memory: 1 << 30 };
         for (path, want) in [
             ("metadata.name", "p"),
             ("metadata.labels", "a=\"x\\\"y\"\nb=\"z\"\n"),

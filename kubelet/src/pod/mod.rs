@@ -2,13 +2,19 @@
 //! together. All policy is in [`plan`] and [`status`], which are pure.
 
 pub mod config;
+pub mod context;
 pub mod downward;
 pub mod env;
+mod hooks;
+pub mod manager;
 pub mod observed;
 pub mod plan;
 pub mod qos;
+pub mod run;
 pub mod services;
+mod static_pods;
 pub mod status;
+pub mod worker;
 
 use k8s_openapi::api::core::v1::Pod;
 

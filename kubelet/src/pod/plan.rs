@@ -81,15 +81,31 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Prepare directories, cgroup and volumes and start a sandbox.
-    CreateSandbox { attempt: u32 },
-    StopSandbox { id: String },
-    RemoveSandbox { id: String },
+    CreateSandbox {
+        attempt: u32,
+    },
+    StopSandbox {
+        id: String,
+    },
+    RemoveSandbox {
+        id: String,
+    },
     /// Pull the image if necessary, create, start, run the postStart hook.
-    Start { name: String, restart_count: i32 },
+    Start {
+        name: String,
+        restart_count: i32,
+    },
     /// Run the preStop hook and stop within `grace` seconds.
-    Kill { id: String, name: String, grace: i64, message: String },
+    Kill {
+        id: String,
+        name: String,
+        grace: i64,
+        message: String,
+    },
     /// Remove a dead container and its log.
-    Remove { id: String },
+    Remove {
+        id: String,
+    },
     /// Unmount the volumes and remove the cgroup.
     Release,
     /// Nothing of the pod runs any more: delete the API object.

@@ -113,8 +113,7 @@ pub fn pod_resources(pod: &Pod) -> Resources {
     let init: Vec<&Spec> = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).collect();
     let total = |get: fn(&Resources) -> Option<i64>, all_must_have: bool| -> Option<i64> {
         let value = |spec: &&Spec| get(&Resources::of(spec.resources.as_ref()));
-        let (sidecars, once): (Vec<&Spec>, Vec<&Spec>) =
-            init.iter().partition(|spec| super::plan::is_sidecar(spec));
+        let (sidecars, once): (Vec<&Spec>, Vec<&Spec>) = init.iter().partition(|spec| super::plan::is_sidecar(spec));
         let together: Vec<Option<i64>> = app.iter().chain(&sidecars).map(value).collect();
         if all_must_have && together.iter().chain(&once.iter().map(value).collect::<Vec<_>>()).any(Option::is_none) {
             return None;

@@ -4,8 +4,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
-    VolumeMountStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
@@ -202,7 +201,8 @@ fn container_status(
             status.ready = if is_init && !plan::is_sidecar(spec) { false } else { health.started && health.ready };
         }
         RunState::Created | RunState::Unknown => {
-            status.state = Some(ContainerState { waiting: Some(ContainerStateWaiting::default()), ..Default::default() });
+            status.state =
+                Some(ContainerState { waiting: Some(ContainerStateWaiting::default()), ..Default::default() });
         }
         RunState::Exited => {
             status.state = Some(terminated(container));
@@ -241,8 +241,7 @@ fn may_be_waiting(
 /// `back-off 20s restarting failed container=c pod=p_ns(uid)`, as events and states say it.
 pub fn backoff_message(pod: &Pod, spec: &Spec, delay: std::time::Duration) -> String {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (name, namespace, uid) =
-        (text(&pod.metadata.name), text(&pod.metadata.namespace), super::runtime_uid(pod));
+    let (name, namespace, uid) = (text(&pod.metadata.name), text(&pod.metadata.namespace), super::runtime_uid(pod));
     let seconds = delay.as_secs();
     let delay = if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) };
     format!("back-off {delay} restarting failed container={} pod={name}_{namespace}({uid})", spec.name)

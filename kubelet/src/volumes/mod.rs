@@ -61,9 +61,15 @@ pub type Volumes = HashMap<String, Mounted>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mounted {
-    Path { path: PathBuf, read_only: bool },
+    Path {
+        path: PathBuf,
+        read_only: bool,
+    },
     /// An image, mounted by the runtime.
-    Image { reference: String, pull_policy: Option<String> },
+    Image {
+        reference: String,
+        pull_policy: Option<String>,
+    },
 }
 
 /// What volumes are made from beside the pod.
@@ -124,7 +130,10 @@ pub async fn setup(pod: &Pod, cx: &VolumeContext<'_>) -> Result<Volumes, VolumeE
 pub fn may_change(pod: &Pod) -> bool {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let mut changing = volumes.filter(|volume| {
-        volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some()
+        volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.projected.is_some()
+            || volume.downward_api.is_some()
     });
     changing.next().is_some()
 }
@@ -256,11 +265,8 @@ fn container_mount(
     mount: &VolumeMount,
 ) -> Result<cri::Mount, VolumeError> {
     let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::NoVolume(mount.name.clone()))?;
-    let container_path = if mount.mount_path.starts_with('/') {
-        mount.mount_path.clone()
-    } else {
-        format!("/{}", mount.mount_path)
-    };
+    let container_path =
+        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
     let Mounted::Path { path, read_only } = volume else {
         return Ok(image_mount(volume, container_path));
     };
@@ -272,11 +278,8 @@ fn container_mount(
         path.clone()
     } else {
         let uid = crate::pod::runtime_uid(pod);
-        let target = pod_dir(root_dir, uid)
-            .join("volume-subpaths")
-            .join(&mount.name)
-            .join(&spec.name)
-            .join(index.to_string());
+        let target =
+            pod_dir(root_dir, uid).join("volume-subpaths").join(&mount.name).join(&spec.name).join(index.to_string());
         mount::bind_sub_path(path, &sub_path, &target)?;
         target
     };

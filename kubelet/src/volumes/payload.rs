@@ -176,7 +176,8 @@ mod tests {
         assert!(write(path, &payload(&[("d/b", "3"), ("c", "4")]), None).unwrap());
         assert!(!path.join("a").exists());
         assert_eq!(fs::read_to_string(path.join("d/b")).unwrap(), "3");
-        let generations = fs::read_dir(path).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with("..2"));
+        let generations =
+            fs::read_dir(path).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with("..2"));
         assert_eq!(generations.count(), 1);
     }
 
@@ -184,7 +185,10 @@ mod tests {
     fn paths_cannot_leave_the_volume() {
         let volume = tempfile::tempdir().unwrap();
         for bad in ["", "/etc/x", "../x", "a/../../x", "..data"] {
-            assert!(matches!(write(volume.path(), &payload(&[(bad, "")]), None), Err(PayloadError::Path(_))), "{bad:?}");
+            assert!(
+                matches!(write(volume.path(), &payload(&[(bad, "")]), None), Err(PayloadError::Path(_))),
+                "{bad:?}"
+            );
         }
     }
 }

@@ -41,11 +41,7 @@ pub struct Content {
 }
 
 /// The content of an API-filled volume; `None` for volumes of other types.
-pub async fn content(
-    pod: &Pod,
-    volume: &Volume,
-    cx: &VolumeContext<'_>,
-) -> Result<Option<Content>, VolumeError> {
+pub async fn content(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<Option<Content>, VolumeError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut files = Payload::new();
     let (plugin, in_memory) = if let Some(source) = &volume.config_map {
@@ -177,9 +173,8 @@ fn token_owner(pod: &Pod, mode: u32) -> (u32, Option<u32>) {
         return (0o600, None);
     }
     let containers = spec.init_containers.into_iter().flatten().chain(spec.containers);
-    let users: Vec<Option<i64>> = containers
-        .map(|spec| spec.security_context.and_then(|own| own.run_as_user).or(of_pod.run_as_user))
-        .collect();
+    let users: Vec<Option<i64>> =
+        containers.map(|spec| spec.security_context.and_then(|own| own.run_as_user).or(of_pod.run_as_user)).collect();
     match users.first().copied().flatten().filter(|first| users.iter().all(|user| *user == Some(*first))) {
         Some(user) => (0o600, u32::try_from(user).ok()),
         None => (mode, None),

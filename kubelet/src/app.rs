@@ -1,0 +1,262 @@
+//! Puts the kubelet together: flags, configuration, connections, then the tasks that run until the process ends.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::process::{
+    CancellationToken, ClientError, HealthChecks, KubeconfigArgs, LogArgs, StatusServer, StatusServerError,
+};
+use clap::Parser;
+use parking_lot::RwLock;
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+
+use crate::cgroups::{CgroupError, Cgroups};
+use crate::config::{ConfigError, KubeletConfiguration};
+use crate::cri::{self, Runtime, RuntimeError};
+use crate::dns::NodeDns;
+use crate::events::Recorder;
+use crate::images::Images;
+use crate::node::machine::Machine;
+use crate::node::{Identity, NodeAgent, status};
+use crate::objects::Objects;
+use crate::pod::context::NodeContext;
+use crate::pod::manager::Manager;
+use crate::pod::services::ServiceEnv;
+use crate::server::{self, ServerError};
+use crate::state::NodeState;
+use crate::volumes::Tokens;
+
+/// The node agent: runs the pods that are bound to this machine and reports on them.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "kubelet", version = apimachinery::process::KUBERNETES_VERSION)]
+pub struct Options {
+    /// The KubeletConfiguration file; without it everything has upstream's default.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub kubeconfig: KubeconfigArgs,
+    /// The node's name, instead of the machine's host name.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub hostname_override: String,
+    /// The node's address, or two of different families, comma-separated.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+    /// Where volumes and other data of pods are kept.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+    /// Where a self-signed serving certificate is kept when the configuration names none.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pki")]
+    pub cert_dir: PathBuf,
+    /// Labels for a new node, `key=value,…`.
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Whether pods may be scheduled to a new node.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub register_schedulable: bool,
+    /// The container runtime's socket, over what the configuration says.
+    #[arg(long, value_name = "ADDRESS")]
+    pub container_runtime_endpoint: Option<String>,
+    #[command(flatten)]
+    pub logs: LogArgs,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("cannot use the cgroups of this machine")]
+    Cgroups(#[from] CgroupError),
+    #[error(transparent)]
+    Health(#[from] StatusServerError),
+    #[error("cannot start the server for the API server's requests")]
+    Server(#[from] ServerError),
+    #[error("healthzBindAddress {0:?} is not an IP address")]
+    HealthzAddress(String),
+    #[error("cannot learn the host name")]
+    Hostname(#[source] std::io::Error),
+    #[error("cannot find this machine's own address; give --node-ip")]
+    NodeAddress(#[source] std::io::Error),
+    #[error("cannot create {path}")]
+    RootDir { path: PathBuf, source: std::io::Error },
+    #[error("--node-labels {0:?} is not key=value")]
+    Label(String),
+}
+
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), AppError> {
+    let config = Arc::new(load_config(&options)?);
+    std::fs::create_dir_all(options.root_dir.join("pods"))
+        .map_err(|source| AppError::RootDir { path: options.root_dir.clone(), source })?;
+    let machine = Machine::read(&options.root_dir);
+    let cgroups = prepare_cgroups(&config, &machine)?;
+    let runtime = Runtime::new(config.runtime_socket())?;
+    let runtime_version = wait_for_runtime(&runtime, &shutdown).await;
+    let client = options.kubeconfig.client(&user_agent()).await?;
+    let identity = identity(&options, runtime_version)?;
+
+    let state = Arc::new(NodeState::new(
+        identity.name.clone(),
+        config.clone(),
+        client.clone(),
+        runtime.clone(),
+        options.root_dir.clone(),
+    ));
+    let recorder = Recorder::start(client.clone(), &identity.name);
+    let context = Arc::new(node_context(&state, &identity, &machine, cgroups, &recorder));
+    serve_health(&config, shutdown.clone()).await?;
+    if config.enable_server {
+        server::start(state.clone(), &options.cert_dir, shutdown.clone()).await?;
+    }
+
+    let services = context.services.clone();
+    let (events, runtime_events) = mpsc::channel(256);
+    tokio::spawn({
+        let client = client.clone();
+        async move { services.follow(client).await }
+    });
+    tokio::spawn(cri::follow_events(runtime.channel(), events));
+    tokio::spawn(NodeAgent::new(state, identity, machine, recorder).run());
+    tokio::select! {
+        () = Manager::new(context).run(client, runtime_events) => {}
+        () = shutdown.cancelled() => {}
+    }
+    Ok(())
+}
+
+fn load_config(options: &Options) -> Result<KubeletConfiguration, ConfigError> {
+    let mut config = match &options.config {
+        Some(path) => KubeletConfiguration::load(path)?,
+        None => KubeletConfiguration::default(),
+    };
+    if let Some(endpoint) = &options.container_runtime_endpoint {
+        config.container_runtime_endpoint.clone_from(endpoint);
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+fn prepare_cgroups(config: &KubeletConfiguration, machine: &Machine) -> Result<Cgroups, CgroupError> {
+    let period = if config.cpu_cfs_quota {
+        i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000)
+    } else {
+        0
+    };
+    let mount = Path::new("/sys/fs/cgroup");
+    let cgroups = Cgroups::detect(mount, &config.cgroup_root, config.fail_cgroup_v1, period)?;
+    cgroups.ensure_tree(status::allocatable(machine, config).0)?;
+    Ok(cgroups)
+}
+
+/// The runtime may come up after the kubelet; its version is the sign that it has.
+async fn wait_for_runtime(runtime: &Runtime, shutdown: &CancellationToken) -> String {
+    let mut told = false;
+    loop {
+        match runtime.version().await {
+            Ok(version) => return format!("{}://{}", version.runtime_name, version.runtime_version),
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(%error, "waiting for the container runtime");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            () = shutdown.cancelled() => return String::new(),
+        }
+    }
+}
+
+fn user_agent() -> String {
+    format!("kubelet/{} (linux/{})", apimachinery::process::KUBERNETES_VERSION, crate::node::machine::architecture())
+}
+
+fn identity(options: &Options, runtime_version: String) -> Result<Identity, AppError> {
+    let machine_name = nix::unistd::gethostname().map_err(|errno| AppError::Hostname(errno.into()))?;
+    let hostname = match options.hostname_override.trim() {
+        "" => machine_name.to_string_lossy().trim().to_lowercase(),
+        name => name.to_lowercase(),
+    };
+    let given: Vec<String> =
+        options.node_ip.iter().filter(|ip| !ip.is_unspecified()).map(ToString::to_string).collect();
+    let host_ips = if given.is_empty() { vec![own_address().map_err(AppError::NodeAddress)?] } else { given.clone() };
+    let mut labels = BTreeMap::new();
+    for label in options.node_labels.iter().filter(|label| !label.is_empty()) {
+        let (key, value) = label.split_once('=').ok_or_else(|| AppError::Label(label.clone()))?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(Identity {
+        name: hostname.clone(),
+        hostname,
+        host_ips,
+        provided_ip: (!given.is_empty()).then(|| given.join(",")),
+        labels,
+        schedulable: options.register_schedulable,
+        runtime_version,
+    })
+}
+
+/// The address from which packets to elsewhere would leave; nothing is sent.
+fn own_address() -> std::io::Result<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // TEST-NET-1: a destination that only the default route covers.
+    socket.connect("192.0.2.1:9")?;
+    Ok(socket.local_addr()?.ip().to_string())
+}
+
+fn node_context(
+    state: &Arc<NodeState>,
+    identity: &Identity,
+    machine: &Machine,
+    cgroups: Cgroups,
+    recorder: &Recorder,
+) -> NodeContext {
+    let config = &state.config;
+    let objects = Objects::new(state.client.clone());
+    let parallel = match (config.serialize_image_pulls, config.max_parallel_image_pulls) {
+        (true, _) => 1,
+        (false, limit) => limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX),
+    };
+    let (cpu_milli, memory) = status::allocatable(machine, config);
+    NodeContext {
+        state: state.clone(),
+        images: Images::new(state.runtime.clone(), objects.clone(), recorder.clone(), parallel),
+        objects,
+        services: Arc::new(ServiceEnv::default()),
+        tokens: Tokens::new(state.client.clone()),
+        recorder: recorder.clone(),
+        cgroups,
+        dns: NodeDns {
+            cluster_servers: config.cluster_dns.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            resolv_conf: config.resolv_conf.clone(),
+        },
+        host_ips: identity.host_ips.clone(),
+        cpu_milli,
+        memory,
+        owners: RwLock::default(),
+    }
+}
+
+async fn serve_health(config: &KubeletConfiguration, shutdown: CancellationToken) -> Result<(), AppError> {
+    if config.healthz_port == 0 {
+        return Ok(());
+    }
+    let ip: IpAddr = config
+        .healthz_bind_address
+        .parse()
+        .map_err(|_| AppError::HealthzAddress(config.healthz_bind_address.clone()))?;
+    let server = StatusServer {
+        address: SocketAddr::new(ip, config.healthz_port),
+        checks: HealthChecks::default(),
+        metrics: Arc::new(Registry::default()),
+        tls: None,
+    };
+    Ok(server.start(shutdown).await?)
+}

@@ -1,0 +1,38 @@
+//! What all pod workers of a node share.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::downward::Downward;
+use super::services::ServiceEnv;
+use crate::cgroups::Cgroups;
+use crate::dns::NodeDns;
+use crate::events::Recorder;
+use crate::images::Images;
+use crate::objects::Objects;
+use crate::state::NodeState;
+use crate::volumes::Tokens;
+
+pub struct NodeContext {
+    pub state: Arc<NodeState>,
+    pub objects: Objects,
+    pub services: Arc<ServiceEnv>,
+    pub tokens: Tokens,
+    pub images: Images,
+    pub recorder: Recorder,
+    pub cgroups: Cgroups,
+    pub dns: NodeDns,
+    pub host_ips: Vec<String>,
+    /// Allocatable CPU in thousandths and memory in bytes.
+    pub cpu_milli: i64,
+    pub memory: i64,
+    /// Which pod each container and sandbox of the runtime belongs to, for events that name only an id.
+    pub owners: RwLock<std::collections::HashMap<String, String>>,
+}
+
+impl NodeContext {
+    pub fn downward<'a>(&'a self, pod: &'a k8s_openapi::api::core::v1::Pod, pod_ips: &'a [String]) -> Downward<'a> {
+        Downward { pod, pod_ips, host_ips: &self.host_ips, node_cpu_milli: self.cpu_milli, node_memory: self.memory }
+    }
+}

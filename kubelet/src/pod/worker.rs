@@ -1,0 +1,575 @@
+//! The actor of one pod. It looks at the runtime, asks [`plan`] what to do, runs the actions whose lane is free,
+//! reports the status when it changed, and waits for the next thing to happen. It holds no policy.
+//!
+//! Its mailbox keeps only the newest desired state; everything else that wakes it (a runtime event, a probe, an action
+//! that ended, a time) only means "look again".
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::context::NodeContext;
+use super::observed::{RunState, RuntimePod};
+use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem};
+use super::run::{self, Job};
+use super::{runtime_uid, status};
+use crate::events::Level;
+use crate::objects::api_error;
+use crate::probes::{Kind, Prober, Report, Target};
+use crate::state::PodView;
+use crate::volumes::{self, Volumes};
+
+/// The safety net under the runtime's events, and the pace at which changing volumes are refreshed.
+const RELIST: Duration = Duration::from_secs(60);
+/// How long the CRI may lag behind containerd's own exit event, and how often to ask meanwhile.
+const EXIT_LAG: Duration = Duration::from_secs(2);
+const EXIT_POLL: Duration = Duration::from_millis(15);
+
+/// What the pod should be.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The specification that runs: the API's object, or the static pod's file.
+    pub pod: Arc<Pod>,
+    /// The API's object that shows the pod: the same one, or the mirror of a static pod.
+    pub object: Option<Arc<Pod>>,
+    /// The source has no such pod any more.
+    pub removed: bool,
+    pub verdict: Option<plan::Verdict>,
+    pub blocked: bool,
+}
+
+/// The manager's end of a worker.
+pub struct Handle {
+    pub desired: watch::Sender<Desired>,
+    wake: Arc<Wake>,
+}
+
+#[derive(Default)]
+struct Wake {
+    notify: Notify,
+    /// Containers that containerd says have ended.
+    exited: Mutex<HashSet<String>>,
+}
+
+impl Handle {
+    /// Something happened in the runtime; with an id: this container or sandbox has ended.
+    pub fn wake(&self, exited: Option<String>) {
+        if let Some(id) = exited {
+            self.wake.exited.lock().insert(id);
+        }
+        self.wake.notify.notify_one();
+    }
+}
+
+/// What an action or a report leaves behind.
+enum Outcome {
+    Sandbox(Result<Arc<Volumes>, Problem>),
+    Started { name: String, result: Result<(), Problem> },
+    Refreshed(Option<Arc<Volumes>>),
+    Released(bool),
+    Deleted(Result<(), kube::Error>),
+    Reported { result: Result<Pod, kube::Error>, status: Box<PodStatus> },
+    Forgotten,
+    Done,
+}
+
+struct Worker {
+    node: Arc<NodeContext>,
+    desired: watch::Receiver<Desired>,
+    wake: Arc<Wake>,
+    facts: Facts,
+    volumes: Option<Arc<Volumes>>,
+    probers: HashMap<String, Prober>,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    tasks: JoinSet<(Option<Lane>, Outcome)>,
+    lanes: HashMap<Lane, (AbortHandle, Action)>,
+    /// The status that the API has, as far as known, and its version.
+    known: Option<(PodStatus, Option<String>)>,
+    computed: PodStatus,
+    reporting: bool,
+    report_retry: Option<tokio::time::Instant>,
+    refresh_at: tokio::time::Instant,
+    refreshing: bool,
+    /// Termination messages already read, by container id.
+    messages: HashMap<String, String>,
+    announced: HashSet<String>,
+    exit_seen: HashMap<String, tokio::time::Instant>,
+}
+
+/// Starts a worker; `ended` gets the uid when the pod is forgotten.
+pub fn spawn(node: &Arc<NodeContext>, desired: Desired, ended: mpsc::UnboundedSender<String>) -> Handle {
+    let (sender, receiver) = watch::channel(desired);
+    let wake = Arc::new(Wake::default());
+    let uid = runtime_uid(&receiver.borrow().pod).to_owned();
+    let worker = Worker {
+        node: node.clone(),
+        desired: receiver,
+        wake: wake.clone(),
+        facts: Facts::default(),
+        volumes: None,
+        probers: HashMap::new(),
+        reports: mpsc::channel(16),
+        tasks: JoinSet::new(),
+        lanes: HashMap::new(),
+        known: None,
+        computed: PodStatus::default(),
+        reporting: false,
+        report_retry: None,
+        refresh_at: tokio::time::Instant::now() + RELIST,
+        refreshing: false,
+        messages: HashMap::new(),
+        announced: HashSet::new(),
+        exit_seen: HashMap::new(),
+    };
+    tokio::spawn(async move {
+        worker.run().await;
+        // The manager outlives its workers, except at the end of the process.
+        let _ = ended.send(uid);
+    });
+    Handle { desired: sender, wake }
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            let desired = self.desired.borrow_and_update().clone();
+            self.adopt(&desired);
+            let observed = match self.observe(&desired.pod).await {
+                Ok(observed) => Arc::new(observed),
+                Err(error) => {
+                    tracing::warn!(pod = name_of(&desired.pod), %error, "cannot ask the container runtime");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            self.follow_probes(&desired, &observed);
+            let now = Timestamp::now();
+            let mut plan = plan::plan(&desired.pod, &observed, &self.facts, now);
+            if plan.ending && self.facts.ending_since.is_none() {
+                self.begin_ending();
+                plan = plan::plan(&desired.pod, &observed, &self.facts, now);
+            }
+            self.report(&desired, &observed, now);
+            self.announce_backoff(&desired.pod, &observed, &plan, now);
+            self.act(&desired, &observed, &plan);
+            if self.wait(&plan, now).await {
+                return;
+            }
+        }
+    }
+
+    /// Takes over what the newest desired state says.
+    fn adopt(&mut self, desired: &Desired) {
+        self.facts.removed = desired.removed;
+        self.facts.blocked = desired.blocked;
+        if self.facts.verdict.is_none() {
+            self.facts.verdict.clone_from(&desired.verdict);
+        }
+        let Some(object) = &desired.object else {
+            self.known = None;
+            return;
+        };
+        let newer = match &self.known {
+            None => true,
+            Some((_, Some(version))) => version_number(object) > version.parse().unwrap_or(0),
+            Some((_, None)) => true,
+        };
+        if newer && !self.reporting {
+            let status = object.status.clone().unwrap_or_default();
+            self.known = Some((status, object.metadata.resource_version.clone()));
+        }
+        if self.facts.start_time.is_none() {
+            let of_api = object.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
+            self.facts.start_time = Some(of_api.unwrap_or_else(|| status::whole_seconds(Timestamp::now())));
+        }
+    }
+
+    /// Asks the runtime, and once more while it has not yet noticed an end that containerd has announced.
+    async fn observe(&mut self, pod: &Pod) -> Result<RuntimePod, crate::cri::RuntimeError> {
+        let uid = runtime_uid(pod).to_owned();
+        let announced: Vec<String> = self.wake.exited.lock().drain().collect();
+        let now = tokio::time::Instant::now();
+        self.exit_seen.extend(announced.into_iter().map(|id| (id, now)));
+        let mut observed = loop {
+            let observed = self.node.state.runtime.observe(&uid).await?;
+            let lagging = |id: &String| {
+                let running = observed.by_id(id).is_some_and(|container| container.is_running());
+                running || observed.sandboxes.iter().any(|sandbox| sandbox.id == *id && sandbox.ready)
+            };
+            self.exit_seen.retain(|id, since| since.elapsed() < EXIT_LAG && lagging(id));
+            if self.exit_seen.is_empty() {
+                break observed;
+            }
+            tokio::time::sleep(EXIT_POLL).await;
+        };
+        {
+            let mut owners = self.node.owners.write();
+            let ids = observed.containers.iter().map(|c| &c.id).chain(observed.sandboxes.iter().map(|s| &s.id));
+            for id in ids {
+                if !owners.contains_key(id) {
+                    owners.insert(id.clone(), uid.clone());
+                }
+            }
+        }
+        self.messages.retain(|id, _| observed.by_id(id).is_some());
+        for container in observed.containers.iter_mut().filter(|container| container.state == RunState::Exited) {
+            let message =
+                self.messages.entry(container.id.clone()).or_insert_with(|| run::termination_message(container));
+            if !message.is_empty() {
+                container.message.clone_from(message);
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Starts probers for containers that run and drops those of containers that do not.
+    fn follow_probes(&mut self, desired: &Desired, observed: &RuntimePod) {
+        let running: HashMap<&str, _> = observed
+            .containers
+            .iter()
+            .filter(|container| container.is_running())
+            .map(|container| (container.id.as_str(), container))
+            .collect();
+        self.probers.retain(|id, _| running.contains_key(id.as_str()));
+        self.facts.health.retain(|id, _| running.contains_key(id.as_str()));
+        if self.facts.ending_since.is_some() {
+            // A pod that is going keeps its readiness probe out of the way of its last requests.
+            self.probers.clear();
+            return;
+        }
+        let host_network = super::config::host_network(&desired.pod);
+        let ips = if host_network { Some(&self.node.host_ips) } else { observed.sandbox().map(|sandbox| &sandbox.ips) };
+        let pod_ip = ips.and_then(|ips| ips.first()).cloned().unwrap_or_default();
+        for (id, container) in running {
+            let Some(spec) = run::spec_of(&desired.pod, &container.name) else { continue };
+            let known = self.known.as_ref().map(|(status, _)| status);
+            let was_ready = known.is_some_and(|status| was_ready(status, id));
+            let health = *self.facts.health.entry(id.to_owned()).or_insert_with(|| {
+                // After a restart of the kubelet a ready container stays ready until a probe says otherwise.
+                if was_ready { Health { started: true, alive: true, ready: true } } else { Health::initial(&spec) }
+            });
+            if self.probers.get(id).is_some_and(|prober| prober.started == health.started) {
+                continue;
+            }
+            let target = Target {
+                node: self.node.clone(),
+                pod: desired.pod.clone(),
+                spec: Arc::new(spec),
+                container_id: id.to_owned(),
+                pod_ip: pod_ip.clone(),
+                started_at: container.started_at.unwrap_or_default(),
+            };
+            let prober = Prober::start(&target, health.started, &self.reports.0);
+            self.probers.insert(id.to_owned(), prober);
+        }
+    }
+
+    fn begin_ending(&mut self) {
+        self.facts.ending_since = Some(Timestamp::now());
+        if let Some((task, action)) = self.lanes.get(&Lane::Start) {
+            tracing::debug!(?action, "given up, the pod is ending");
+            task.abort();
+        }
+        self.probers.clear();
+    }
+
+    fn job(&self, desired: &Desired, observed: &Arc<RuntimePod>) -> Job {
+        Job {
+            node: self.node.clone(),
+            pod: desired.pod.clone(),
+            observed: observed.clone(),
+            volumes: self.volumes.clone(),
+        }
+    }
+
+    /// Runs the planned actions whose lanes are free.
+    fn act(&mut self, desired: &Desired, observed: &Arc<RuntimePod>, plan: &Plan) {
+        for action in &plan.actions {
+            let lane = action.lane();
+            if let Some((task, running)) = self.lanes.get(&lane) {
+                // A shorter grace period overrides the one under way.
+                match (running, action) {
+                    (Action::Kill { grace: old, .. }, Action::Kill { grace, .. }) if *grace + 1 < *old => task.abort(),
+                    _ => continue,
+                }
+            }
+            // The object must not go before its last status has arrived.
+            if *action == Action::Delete && self.is_dirty(desired) {
+                continue;
+            }
+            self.spawn(action.clone(), self.job(desired, observed), desired);
+        }
+        let refresh = tokio::time::Instant::now() >= self.refresh_at && !plan.ending && !self.refreshing;
+        if refresh && observed.sandbox().is_some() && volumes::may_change(&desired.pod) {
+            self.refreshing = true;
+            let job = self.job(desired, observed);
+            self.tasks.spawn(async move {
+                let result = job.mount_volumes().await;
+                if let Err(error) = &result {
+                    tracing::warn!(pod = name_of(&job.pod), %error, "cannot refresh volumes");
+                }
+                (None, Outcome::Refreshed(result.ok()))
+            });
+        }
+    }
+
+    fn spawn(&mut self, action: Action, job: Job, desired: &Desired) {
+        let lane = action.lane();
+        tracing::debug!(pod = name_of(&job.pod), ?action, "acting");
+        let object = desired.object.clone();
+        let (task_lane, work) = (lane.clone(), action.clone());
+        let task = self.tasks.spawn(async move {
+            let outcome = match work {
+                Action::CreateSandbox { attempt } => Outcome::Sandbox(job.create_sandbox(attempt).await),
+                Action::Start { name, restart_count } => {
+                    let result = job.start(&name, restart_count).await;
+                    Outcome::Started { name, result }
+                }
+                Action::Kill { id, name, grace, message } => {
+                    job.kill(&id, &name, grace, &message).await;
+                    Outcome::Done
+                }
+                Action::Remove { id } => {
+                    job.remove_container(&id).await;
+                    Outcome::Done
+                }
+                Action::StopSandbox { id } => {
+                    job.stop_sandbox(&id).await;
+                    Outcome::Done
+                }
+                Action::RemoveSandbox { id } => {
+                    job.remove_sandbox(&id).await;
+                    Outcome::Done
+                }
+                Action::Release => Outcome::Released(job.release()),
+                Action::Delete => Outcome::Deleted(delete(&job.node, object.as_deref()).await),
+                Action::Forget => {
+                    job.forget();
+                    Outcome::Forgotten
+                }
+            };
+            (Some(task_lane), outcome)
+        });
+        self.lanes.insert(lane, (task, action));
+    }
+
+    fn is_dirty(&self, desired: &Desired) -> bool {
+        desired.object.is_some() && self.known.as_ref().is_none_or(|(known, _)| !same(known, &self.computed))
+    }
+
+    /// Computes the status, shows it to the HTTP server, and sends it to the API if it differs.
+    fn report(&mut self, desired: &Desired, observed: &Arc<RuntimePod>, now: Timestamp) {
+        let previous = match &self.known {
+            Some((known, _)) if self.computed == PodStatus::default() => known.clone(),
+            _ => std::mem::take(&mut self.computed),
+        };
+        let cx = status::Context { facts: &self.facts, host_ips: &self.node.host_ips, now, previous: &previous };
+        // Conditions of others live in the API's object, also for a static pod.
+        let mut seen = Pod::clone(&desired.pod);
+        if let Some(object) = &desired.object {
+            seen.status.clone_from(&object.status);
+        }
+        self.computed = status::status(&seen, observed, &cx);
+        seen.status = Some(self.computed.clone());
+        let uid = runtime_uid(&desired.pod);
+        self.node.state.publish(uid, PodView { pod: Arc::new(seen), observed: observed.clone() });
+
+        let waiting = self.report_retry.is_some_and(|at| at > tokio::time::Instant::now());
+        let Some(object) = desired.object.clone().filter(|_| !self.reporting && !waiting && !desired.removed) else {
+            return;
+        };
+        let known = self.known.as_ref().map(|(known, _)| known.clone()).unwrap_or_default();
+        let patch = match status::patch(object.metadata.uid.as_deref().unwrap_or_default(), &known, &self.computed) {
+            Ok(Some(patch)) => patch,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(pod = name_of(&object), %error, "cannot encode the status");
+                return;
+            }
+        };
+        self.reporting = true;
+        let (node, status) = (self.node.clone(), Box::new(self.computed.clone()));
+        self.tasks.spawn(async move {
+            let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+            let api = Api::<Pod>::namespaced(node.objects.client(), namespace);
+            let name = object.metadata.name.as_deref().unwrap_or_default();
+            let result = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+            (None, Outcome::Reported { result, status })
+        });
+    }
+
+    /// Tells users once per crash that the next start is being delayed.
+    fn announce_backoff(&mut self, pod: &Pod, observed: &RuntimePod, plan: &Plan, now: Timestamp) {
+        if plan.ending {
+            return;
+        }
+        self.announced.retain(|id| observed.by_id(id).is_some());
+        for container in observed.containers.iter().filter(|container| container.state == RunState::Exited) {
+            let newest = observed.newest(&container.name).is_some_and(|newest| newest.id == container.id);
+            let delayed = plan::backoff_until(&self.facts, container).is_some_and(|until| until > now);
+            if newest && delayed && self.announced.insert(container.id.clone()) {
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                let (name, namespace) = (text(&pod.metadata.name), text(&pod.metadata.namespace));
+                let message = format!(
+                    "Back-off restarting failed container {} in pod {name}_{namespace}({})",
+                    container.name,
+                    runtime_uid(pod)
+                );
+                self.node.recorder.container(pod, &container.name, Level::Warning, "BackOff", message);
+            }
+        }
+    }
+
+    /// Waits for anything to happen. True when the pod has been forgotten.
+    async fn wait(&mut self, plan: &Plan, now: Timestamp) -> bool {
+        let mut until = tokio::time::Instant::now() + RELIST;
+        if let Some(at) = plan.look_at {
+            let delay = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+            until = until.min(tokio::time::Instant::now() + delay + Duration::from_millis(5));
+        }
+        if let Some(retry) = self.report_retry.filter(|retry| *retry > tokio::time::Instant::now()) {
+            until = until.min(retry);
+        }
+        tokio::select! {
+            changed = self.desired.changed() => {
+                // Without a manager the process is ending; containers run on.
+                changed.is_err()
+            }
+            () = self.wake.notify.notified() => false,
+            Some(report) = self.reports.1.recv() => {
+                self.take_report(&report);
+                false
+            }
+            Some(joined) = self.tasks.join_next_with_id() => {
+                match joined {
+                    Ok((_, (lane, outcome))) => self.take_outcome(lane, outcome),
+                    Err(error) => {
+                        // Given up by us, or a bug: either way the lane is free again.
+                        let id = error.id();
+                        self.lanes.retain(|_, (task, _)| task.id() != id);
+                        if error.is_panic() {
+                            tracing::error!(%error, "an action failed unexpectedly");
+                        }
+                        false
+                    }
+                }
+            }
+            () = tokio::time::sleep_until(until) => false,
+        }
+    }
+
+    fn take_report(&mut self, report: &Report) {
+        let Some(health) = self.facts.health.get_mut(&report.container_id) else { return };
+        match (report.kind, report.healthy) {
+            (Kind::Startup, true) => health.started = true,
+            (Kind::Startup | Kind::Liveness, false) => health.alive = false,
+            (Kind::Liveness, true) => health.alive = true,
+            (Kind::Readiness, ready) => health.ready = ready,
+        }
+    }
+
+    fn take_outcome(&mut self, lane: Option<Lane>, outcome: Outcome) -> bool {
+        if let Some(lane) = lane {
+            self.lanes.remove(&lane);
+        }
+        match outcome {
+            Outcome::Sandbox(Ok(volumes)) => {
+                self.volumes = Some(volumes);
+                self.facts.pod_problem = None;
+            }
+            Outcome::Sandbox(Err(problem)) => self.facts.pod_problem = Some(problem),
+            Outcome::Started { name, result } => self.started(name, result),
+            Outcome::Refreshed(volumes) => {
+                self.refreshing = false;
+                self.volumes = volumes.or(self.volumes.take());
+                self.refresh_at = tokio::time::Instant::now() + RELIST;
+            }
+            Outcome::Released(done) => self.facts.released = done,
+            Outcome::Deleted(Ok(())) | Outcome::Done => {}
+            Outcome::Deleted(Err(error)) => tracing::warn!(error = api_error(&error), "cannot delete the pod's object"),
+            Outcome::Reported { result, status } => self.reported(result, *status),
+            Outcome::Forgotten => {
+                self.node.state.forget(runtime_uid(&self.desired.borrow().pod));
+                return true;
+            }
+        }
+        false
+    }
+
+    fn started(&mut self, name: String, result: Result<(), Problem>) {
+        match result {
+            Ok(()) => drop(self.facts.problems.remove(&name)),
+            Err(problem) => drop(self.facts.problems.insert(name.clone(), problem)),
+        }
+        let uid = runtime_uid(&self.desired.borrow().pod).to_owned();
+        let ended = self.node.state.pod_by_uid(&uid);
+        let ended = ended.as_ref().and_then(|view| view.observed.newest(&name));
+        if let Some(ended) = ended.filter(|container| container.state == RunState::Exited) {
+            let next = plan::next_backoff(self.facts.backoff.get(&name).copied(), ended);
+            self.facts.backoff.insert(name, next);
+        }
+    }
+
+    fn reported(&mut self, result: Result<Pod, kube::Error>, status: PodStatus) {
+        self.reporting = false;
+        self.report_retry = None;
+        match result {
+            Ok(pod) => self.known = Some((pod.status.unwrap_or(status), pod.metadata.resource_version)),
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
+                // Gone, or another object of that name: the watch will say which.
+                self.report_retry = Some(tokio::time::Instant::now() + Duration::from_secs(1));
+            }
+            Err(error) => {
+                tracing::warn!(error = api_error(&error), "cannot report a pod's status");
+                self.report_retry = Some(tokio::time::Instant::now() + Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+/// Equal as far as a patch would tell.
+fn same(known: &PodStatus, computed: &PodStatus) -> bool {
+    matches!(status::patch("", known, computed), Ok(None))
+}
+
+fn was_ready(status: &PodStatus, container_id: &str) -> bool {
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|status| status.ready && status.container_id.as_deref().is_some_and(|id| id.ends_with(container_id)))
+}
+
+fn version_number(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// `namespace/name`, for logs.
+pub fn name_of(pod: &Pod) -> String {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
+}
+
+/// Deletes exactly this object, now; it being gone already is what was wanted.
+async fn delete(node: &NodeContext, object: Option<&Pod>) -> Result<(), kube::Error> {
+    let Some(object) = object else { return Ok(()) };
+    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+    let api = Api::<Pod>::namespaced(node.objects.client(), namespace);
+    let preconditions = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
+    let params =
+        DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(object.metadata.name.as_deref().unwrap_or_default(), &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
