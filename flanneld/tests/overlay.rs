@@ -3,6 +3,9 @@
 //!
 //! Needs root, `etcd`, `ip` and the standard CNI plugins; run with `cargo test -p flanneld -- --ignored`.
 
+// A helper that cannot set up its part of the lab has no better way than to end the test.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
