@@ -132,6 +132,11 @@ impl Renderer {
 
     /// A list of objects that are trees already.
     pub fn value_list(&self, metadata: &Value, mut items: Vec<Value>) -> Result<Response> {
+        if let Shape::Table(version) = self.format.shape {
+            let rows = items.into_iter();
+            let table = table::table(&*self.resource.strategy, version, metadata.clone(), rows, self.include, true);
+            return self.value(table, StatusCode::OK);
+        }
         let (kind, api_version) = (&self.served.list_kind, self.served.gvk.api_version());
         if self.format.encoding == Encoding::Protobuf {
             let gvk = apimachinery::meta::GroupVersionKind { kind: kind.clone().into(), ..self.served.gvk.clone() };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use apimachinery::codec;
 use apimachinery::meta::{FieldSelector, LabelSelector};
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use super::negotiate::{self, Format, Shape};
 use super::render::{self, Renderer};
 use super::table::IncludeObject;
 use super::{RequestInfo, Response, watch};
+use crate::admission::Operation;
 use crate::auth::UserInfo;
 use crate::cache::{Selection, Start, WatchError};
 use crate::registry::object::ObjectExt;
@@ -131,6 +133,16 @@ struct Request<'a> {
 impl Request<'_> {
     async fn resource(&self) -> Result<Output> {
         let info = self.input.info;
+        if let Some(handler) = self.call.resource.strategy.answers_read() {
+            let mut answer = handler.handle(&self.call.cx(), &info.name, "list", Value::Null).await?;
+            let items = answer.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
+            if info.verb == "list" {
+                return Ok(self.renderer.value_list(&json!({}), items)?.into());
+            }
+            let found = items.into_iter().find(|object| object.name() == info.name);
+            let found = found.ok_or_else(|| Status::not_found(&info.group_resource(), &info.name))?;
+            return Ok(self.renderer.written(found, StatusCode::OK)?.into());
+        }
         match info.verb.as_str() {
             "get" => {
                 let object = verbs::get::get(&self.call, info.param("resourceVersion")).await?;
@@ -183,10 +195,14 @@ impl Request<'_> {
                 self.respond(&written.object, StatusCode::OK)
             }
             (Subresource::Custom(handler), verb) => {
-                let body = match verb {
+                let mut body = match verb {
                     "create" | "update" => self.decode_as(sub)?,
                     _ => Value::Null,
                 };
+                if verb == "create" {
+                    self.call.admit(Operation::Create, &self.call.name, &mut body, None).await?;
+                    self.call.validate_admission(Operation::Create, &self.call.name, &mut body, None).await?;
+                }
                 let answer = handler.handle(&self.call.cx(), &self.call.name, verb, body).await?;
                 let code = if verb == "create" { StatusCode::CREATED } else { StatusCode::OK };
                 self.respond(&answer, code)
@@ -400,11 +416,16 @@ impl Request<'_> {
                         "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
                     ));
                 }
-                let schema = self.call.served.schema.as_deref();
-                let decoded = apimachinery::codec::yaml::decode(&self.input.body, schema)
-                    .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
-                check_strict(self.call.options.field_validation, &decoded.strict_errors, warnings)?;
-                Ok(Patch::Apply(decoded.value))
+                let unreadable =
+                    |error: codec::DecodeError| Status::bad_request(format!("error decoding YAML: {error}"));
+                let config = codec::yaml::parse(&self.input.body).map_err(unreadable)?;
+                // Explicit zero values are owned, so the configuration itself is not conformed, only checked.
+                let mut checked = config.clone();
+                if let Some(schema) = &self.call.served.schema {
+                    codec::conform(&mut checked, schema).map_err(unreadable)?;
+                }
+                check_strict(self.call.options.field_validation, &checked.strict_errors, warnings)?;
+                Ok(Patch::Apply(config.value))
             }
             other => Err(Status::unsupported_media_type(
                 other,

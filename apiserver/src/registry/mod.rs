@@ -61,6 +61,8 @@ pub struct Resource {
     pub namespaced: bool,
     /// The version that objects are stored in.
     pub storage: GroupVersionKind,
+    /// The schema of the storage version.
+    pub schema: Option<SchemaRef>,
     pub strategy: StrategyRef,
     pub cache: Arc<ResourceCache>,
     pub versions: Vec<Served>,
@@ -201,6 +203,7 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
     Resource {
         group_resource: GroupResource::new(group, resource),
         namespaced: first.namespaced,
+        schema: apimachinery::schema::builtin().kind(&storage).map(SchemaRef::Builtin),
         storage,
         strategy: StrategyRef::Builtin(strategy),
         cache,

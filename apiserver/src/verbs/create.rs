@@ -3,7 +3,6 @@
 use apimachinery::status::{Result, Status};
 use serde_json::Value;
 
-use super::interim::apply;
 use super::{Call, Written, metadata, store_failed, to_bytes};
 use crate::admission::Operation;
 use crate::registry::object::ObjectExt;
@@ -25,17 +24,7 @@ pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
         return Ok(Written { object: answer, created: true, warnings: vec![] });
     }
     call.resource.strategy.default(&mut object);
-    if let Some(schema) = &call.served.schema
-        && !call.options.field_manager.is_empty()
-    {
-        apply::update_managed_fields(
-            schema,
-            None,
-            &mut object,
-            &call.manager(jiff::Timestamp::now()),
-            call.strategy().reset_fields(),
-        );
-    }
+    call.manage_fields(&mut object, None, jiff::Timestamp::now());
     write(call, object).await
 }
 
@@ -78,6 +67,7 @@ async fn write_once(call: &Call<'_>, mut object: Value) -> Result<Written> {
 async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Result<()> {
     let strategy = &*call.resource.strategy;
     let cx = call.cx();
+    call.complete(object);
     let mut errors = metadata::validate(object, call.resource.namespaced, strategy.name_rule());
     errors.extend(strategy.validate_create(&cx, object));
     if !errors.is_empty() {

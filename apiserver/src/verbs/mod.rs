@@ -4,7 +4,6 @@
 pub mod create;
 pub mod delete;
 pub mod get;
-mod interim;
 pub mod list;
 pub mod metadata;
 pub mod patch;
@@ -13,10 +12,11 @@ pub mod update;
 
 use std::sync::Arc;
 
+use apimachinery::codec;
+use apimachinery::merge::apply::{self, Manager};
 use apimachinery::status::{Result, Status};
 use serde_json::Value;
 
-use self::interim::apply::Manager;
 use crate::admission::{AdmissionRequest, Operation};
 use crate::auth::UserInfo;
 use crate::cache::{FreshnessError, Stored};
@@ -127,21 +127,37 @@ impl<'a> Call<'a> {
         Ok(self.resource.cache.get(&self.namespace, name))
     }
 
-    fn manager(&self, now: jiff::Timestamp) -> Manager {
-        Manager {
-            name: self.options.field_manager.clone(),
-            api_version: self.served.gvk.api_version(),
-            subresource: self.subresource.clone(),
-            time: timestamp(now),
+    /// Records who owns the fields of `object`, which is in the storage version, as is `old`.
+    fn manage_fields(&self, object: &mut Value, old: Option<&Value>, now: jiff::Timestamp) {
+        let Some(schema) = &self.resource.schema else { return };
+        let manager = Manager {
+            name: &self.options.field_manager,
+            api_version: &self.resource.storage.api_version(),
+            subresource: &self.subresource,
+            time: now,
+        };
+        apply::update_managed_fields(schema, old, object, &manager, self.strategy().reset_fields());
+    }
+
+    /// Adds what upstream always prints, so that equal objects are equal trees.
+    fn complete(&self, object: &mut Value) {
+        if let Some(schema) = &self.resource.schema {
+            codec::complete(object, schema);
         }
     }
 
-    async fn admit(&self, operation: Operation, name: &str, object: &mut Value, old: Option<&Value>) -> Result<()> {
+    pub(crate) async fn admit(
+        &self,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<()> {
         let mut request = self.admission(operation, name, object, old);
         self.server.admission.admit(self.server, &mut request).await
     }
 
-    async fn validate_admission(
+    pub(crate) async fn validate_admission(
         &self,
         operation: Operation,
         name: &str,

@@ -2,12 +2,11 @@
 //! the request, and tried again when somebody else was faster.
 
 use apimachinery::codec;
-use apimachinery::merge;
+use apimachinery::merge::{self, apply};
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::interim::{self, apply};
 use super::update::{self, Made};
 use super::{Call, FieldValidation, Written, metadata};
 use crate::registry::object::ObjectExt;
@@ -44,7 +43,7 @@ fn patched(call: &Call<'_>, old: &Value, patch: &Patch, warnings: &mut Vec<Strin
         Patch::Merge(change) => merge::merge_patch(&mut object, change),
         Patch::Strategic(change) => match &call.served.schema {
             Some(schema) if !call.resource.custom => {
-                interim::strategic(schema, &mut object, change)
+                merge::strategic(schema, &mut object, change)
                     .map_err(|error| Status::bad_request(error.to_string()))?;
             }
             _ => return Err(unsupported_strategic()),
@@ -132,12 +131,18 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
         )));
     }
     metadata::set_namespace(&mut config, &call.namespace, call.resource.namespaced)?;
-    let manager = call.manager(jiff::Timestamp::now());
+    let api_version = call.served.gvk.api_version();
+    let manager = apply::Manager {
+        name: &call.options.field_manager,
+        api_version: &api_version,
+        subresource: &call.subresource,
+        time: jiff::Timestamp::now(),
+    };
     let reset = call.strategy().reset_fields();
     update::change(call, &mut |old| {
         let live = old.map(|old| call.resource.present(&call.served, old.clone()));
         let merged = apply::apply(schema, live.as_ref(), &config, &manager, call.options.force, reset)
-            .map_err(|error| apply_failed(call, &error))?;
+            .map_err(|error| apply_failed(call, error))?;
         let mut object = call.resource.internalize(&call.served, merged);
         call.resource.strategy.default(&mut object);
         Ok(Made { object, managed: true })
@@ -145,8 +150,8 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
     .await
 }
 
-fn apply_failed(call: &Call<'_>, error: &apply::ApplyError) -> Status {
-    let mut status = error.to_status();
+fn apply_failed(call: &Call<'_>, error: apply::ApplyError) -> Status {
+    let mut status = Status::from(error);
     if let Some(details) = status.details.as_mut() {
         details.name.clone_from(&call.name);
         details.group = call.resource.group_resource.group.to_string();

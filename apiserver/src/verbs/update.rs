@@ -9,7 +9,6 @@ use std::sync::Arc;
 use apimachinery::status::{FieldError, Result, Status};
 use serde_json::Value;
 
-use super::interim::apply;
 use super::{Call, Written, create, decode_failed, metadata, store_failed, to_bytes};
 use crate::admission::Operation;
 use crate::cache::Stored;
@@ -95,7 +94,7 @@ async fn attempt(call: &Call<'_>, base: Option<&Stored>, make: &mut Make<'_>) ->
     let cx = call.cx();
     metadata::fill_for_update(&mut object, &old);
     if !made.managed {
-        manage_fields(call, &mut object, &old, cx.now);
+        call.manage_fields(&mut object, Some(&old), cx.now);
     }
     call.admit(Operation::Update, &call.name, &mut object, Some(&old)).await?;
     call.resource.strategy.default(&mut object);
@@ -125,10 +124,7 @@ async fn attempt_create(call: &Call<'_>, make: &mut Make<'_>) -> Result<Attempt>
     }
     metadata::set_namespace(&mut object, &call.namespace, call.resource.namespaced)?;
     if !made.managed {
-        let now = jiff::Timestamp::now();
-        if let Some(schema) = &call.served.schema {
-            apply::update_managed_fields(schema, None, &mut object, &call.manager(now), call.strategy().reset_fields());
-        }
+        call.manage_fields(&mut object, None, jiff::Timestamp::now());
     }
     call.resource.strategy.default(&mut object);
     match create::write(call, object).await {
@@ -159,17 +155,10 @@ fn check_preconditions(call: &Call<'_>, object: &Value, old: &Value) -> Result<(
     Ok(())
 }
 
-fn manage_fields(call: &Call<'_>, object: &mut Value, old: &Value, now: jiff::Timestamp) {
-    if let Some(schema) = &call.served.schema
-        && !call.options.field_manager.is_empty()
-    {
-        apply::update_managed_fields(schema, Some(old), object, &call.manager(now), call.strategy().reset_fields());
-    }
-}
-
 async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: &Value) -> Result<Attempt> {
     let strategy = call.strategy();
     let cx = call.cx();
+    call.complete(object);
     let mut errors = metadata::validate_update(object, old);
     errors.extend(strategy.validate_update(&cx, object, old));
     if !errors.is_empty() {
