@@ -1,6 +1,7 @@
 //! Everything about HTTP: listening, the chain of filters, negotiation of formats, errors, and the routes that are not
 //! resources. What an operation on a resource means is in `verbs/`.
 
+pub mod component_status;
 pub mod discovery;
 pub mod error;
 pub mod filters;

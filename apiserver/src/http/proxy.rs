@@ -39,6 +39,11 @@ impl Proxies {
             address_types: config.kubelet_preferred_address_types.clone(),
         })
     }
+
+    /// A client that shows no certificate and asks for none.
+    pub fn any_server(&self) -> &Outbound {
+        &self.pods
+    }
 }
 
 /// Whether a resource and subresource are answered by another server.

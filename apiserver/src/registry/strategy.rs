@@ -332,6 +332,12 @@ pub trait Strategy: Send + Sync + 'static {
         None
     }
 
+    /// Kinds whose objects are made when somebody reads them (component statuses): `handle` with the verb `list`
+    /// answers `{"items": […]}`.
+    fn answers_read(&self) -> Option<&'static dyn SubresourceHandler> {
+        None
+    }
+
     /// Kinds that exist only as an answer to a create (access reviews): they are never stored.
     fn answers_create(&self) -> Option<&'static dyn SubresourceHandler> {
         None
