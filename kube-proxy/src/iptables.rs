@@ -11,7 +11,11 @@ use crate::nftables::Settings;
 use crate::plan::{Disposition, Plan, PlannedPort, Target};
 
 /// A chain that exists as long as nobody flushed the tables behind our back.
-pub const CANARY: &str = "KUBE-PROXY-CANARY";
+const CANARY: &str = "KUBE-PROXY-CANARY";
+
+/// What shows that our rules are in place: table, chain, and the chain that a rule of it must lead to.
+pub const SIGNS: [(&str, &str, Option<&str>); 3] =
+    [("nat", CANARY, None), ("nat", "PREROUTING", Some("KUBE-SERVICES")), ("filter", "FORWARD", Some("KUBE-SERVICES"))];
 
 /// Prefixes of the chains that belong to single services.
 const OWN_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-", "KUBE-FW-"];

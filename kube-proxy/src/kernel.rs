@@ -121,8 +121,12 @@ pub async fn iptables_chains(table: &str) -> Result<BTreeSet<String>, KernelErro
     Ok(text.lines().filter_map(name).collect())
 }
 
-pub async fn iptables_chain_exists(table: &str, chain: &str) -> Result<bool, KernelError> {
-    Ok(run("iptables", &["-w", "5", "-t", table, "-S", chain, "1"], "").await?.status.success())
+/// Whether the chain exists and, if `target` is given, has a rule that leads there.
+pub async fn iptables_leads(table: &str, chain: &str, target: Option<&str>) -> Result<bool, KernelError> {
+    let output = run("iptables", &["-w", "5", "-t", table, "-S", chain], "").await?;
+    let rules = String::from_utf8_lossy(&output.stdout);
+    let leads = target.is_none_or(|target| rules.lines().any(|rule| rule.ends_with(&format!("-j {target}"))));
+    Ok(output.status.success() && leads)
 }
 
 /// Puts a rule in front of a chain's others unless it is in the chain already.

@@ -166,7 +166,7 @@ impl Backend {
         let present = match self {
             Self::Nftables(None) => return false,
             Self::Nftables(Some(_)) => kernel::nft_present().await,
-            Self::Iptables { .. } => kernel::iptables_chain_exists("nat", iptables::CANARY).await,
+            Self::Iptables { .. } => iptables_present().await,
         };
         match present {
             Ok(true) => true,
@@ -203,6 +203,16 @@ impl Backend {
         }
         result
     }
+}
+
+/// Both our chains and the ways into them: tools that reload a firewall restore neither.
+async fn iptables_present() -> Result<bool, KernelError> {
+    for (table, chain, target) in iptables::SIGNS {
+        if !kernel::iptables_leads(table, chain, target).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn install_nftables(

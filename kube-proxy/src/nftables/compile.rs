@@ -27,6 +27,12 @@ const CLUSTER_IPS: &str = "cluster-ips";
 const NODE_PORT_IPS: &str = "nodeport-ips";
 const HAIRPINS: &str = "hairpin-connections";
 
+// Numbers, because not every nft knows the names of these priorities for every hook.
+const BEFORE_DNAT: i32 = -110;
+const DNAT: i32 = -100;
+const FILTER: i32 = 0;
+const SNAT: i32 = 100;
+
 /// What does not come from the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -113,14 +119,14 @@ fn base_chains() -> BTreeMap<String, Chain> {
     let new_jump = |chain: &str| rule([Match::CtNew], Action::Jump(chain.to_owned()));
     let jump = |chain: &str| rule([], Action::Jump(chain.to_owned()));
     let chains = [
-        ("filter-prerouting-pre-dnat", "filter", "prerouting", "dstnat - 10", vec![new_jump(FIREWALL_CHECK)]),
-        ("filter-output-pre-dnat", "filter", "output", "dstnat - 10", vec![new_jump(FIREWALL_CHECK)]),
-        ("filter-input", "filter", "input", "filter", vec![new_jump(NODE_PORT_CHECK), new_jump(SERVICE_CHECK)]),
-        ("filter-forward", "filter", "forward", "filter", vec![new_jump(SERVICE_CHECK), new_jump(CLUSTER_IPS_CHECK)]),
-        ("filter-output", "filter", "output", "filter", vec![new_jump(SERVICE_CHECK), new_jump(CLUSTER_IPS_CHECK)]),
-        ("nat-prerouting", "nat", "prerouting", "dstnat", vec![jump(SERVICES)]),
-        ("nat-output", "nat", "output", "dstnat", vec![jump(SERVICES)]),
-        ("nat-postrouting", "nat", "postrouting", "srcnat", vec![jump(MASQUERADING)]),
+        ("filter-prerouting-pre-dnat", "filter", "prerouting", BEFORE_DNAT, vec![new_jump(FIREWALL_CHECK)]),
+        ("filter-output-pre-dnat", "filter", "output", BEFORE_DNAT, vec![new_jump(FIREWALL_CHECK)]),
+        ("filter-input", "filter", "input", FILTER, vec![new_jump(NODE_PORT_CHECK), new_jump(SERVICE_CHECK)]),
+        ("filter-forward", "filter", "forward", FILTER, vec![new_jump(SERVICE_CHECK), new_jump(CLUSTER_IPS_CHECK)]),
+        ("filter-output", "filter", "output", FILTER, vec![new_jump(SERVICE_CHECK), new_jump(CLUSTER_IPS_CHECK)]),
+        ("nat-prerouting", "nat", "prerouting", DNAT, vec![jump(SERVICES)]),
+        ("nat-output", "nat", "output", DNAT, vec![jump(SERVICES)]),
+        ("nat-postrouting", "nat", "postrouting", SNAT, vec![jump(MASQUERADING)]),
     ];
     let chain = |(name, kind, hook, priority, rules): (&str, _, _, _, _)| {
         (name.to_owned(), Chain { hook: Some(Hook { kind, hook, priority }), rules })

@@ -43,7 +43,7 @@ pub struct Chain {
 pub struct Hook {
     pub kind: &'static str,
     pub hook: &'static str,
-    pub priority: &'static str,
+    pub priority: i32,
 }
 
 /// A verdict map. All elements have the same kind of key.
