@@ -5,7 +5,7 @@
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 use serde_json::{Map, Value};
 
@@ -87,6 +87,11 @@ pub fn encode_object(value: &Value) -> Result<Vec<u8>, ProtoError> {
 /// Encodes an object's message without the envelope, as lists embed it.
 pub fn encode_message(schema: &Schema, value: &Value) -> Result<Vec<u8>, ProtoError> {
     encode::message(schema, value)
+}
+
+/// Puts a message that [`encode_message`] made into its envelope.
+pub fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
+    encode::envelope(api_version, kind, message)
 }
 
 /// Encodes a list with its envelope. `list_meta` is the list's `metadata`.
