@@ -15,6 +15,7 @@ pub mod http;
 pub mod registry;
 pub mod server;
 pub mod storage;
+pub mod testing;
 pub mod verbs;
 
 pub use config::Config;

@@ -17,8 +17,8 @@ pub struct Stored {
     pub body: Bytes,
     pub meta: Extracted,
     pub kind: Arc<KindInfo>,
-    /// The `k8s\0` protobuf form in the storage version, made when first asked for.
-    proto: OnceLock<Option<Bytes>>,
+    /// The protobuf message in the storage version, made when first asked for.
+    message: OnceLock<Option<Bytes>>,
 }
 
 /// What selection, the garbage collector's graph and the indexes need, read once.
@@ -104,7 +104,7 @@ impl Stored {
             return Err(DecodeStoredError::NotText);
         }
         body.shrink_to_fit();
-        Ok(Self { key: key.into(), revision, body: body.into(), meta, kind: kind.clone(), proto: OnceLock::new() })
+        Ok(Self { key: key.into(), revision, body: body.into(), meta, kind: kind.clone(), message: OnceLock::new() })
     }
 
     /// The same object with the revision of a later change, as the last state in a deletion.
@@ -156,16 +156,26 @@ impl Stored {
         Value::Object(map)
     }
 
-    /// The `k8s\0` protobuf form in the storage version; `None` when it has none.
-    pub fn protobuf(&self) -> Option<Bytes> {
-        let encoded = self.proto.get_or_init(|| match apimachinery::codec::proto::encode_object(&self.value()) {
-            Ok(bytes) => Some(bytes.into()),
-            Err(error) => {
-                tracing::warn!(key = %self.key, %error, "an object has no protobuf form");
-                None
+    /// The object's protobuf message in the storage version, without an envelope; `None` when it has none.
+    pub fn message(&self) -> Option<Bytes> {
+        let encoded = self.message.get_or_init(|| {
+            let kind = &self.kind;
+            let schema = apimachinery::schema::builtin().kind_of_object(&kind.api_version, &kind.kind)?;
+            match apimachinery::codec::proto::encode_message(schema, &self.value()) {
+                Ok(bytes) => Some(bytes.into()),
+                Err(error) => {
+                    tracing::warn!(key = %self.key, %error, "an object has no protobuf form");
+                    None
+                }
             }
         });
         encoded.clone()
+    }
+
+    /// The message in its envelope.
+    pub fn protobuf(&self) -> Option<Bytes> {
+        let message = self.message()?;
+        Some(apimachinery::codec::proto::envelope(&self.kind.api_version, &self.kind.kind, &message).into())
     }
 
     fn braced(&self) -> Vec<u8> {

@@ -2,6 +2,7 @@
 //! resources. What an operation on a resource means is in `verbs/`.
 
 pub mod component_status;
+pub mod compress;
 pub mod discovery;
 pub mod error;
 pub mod filters;

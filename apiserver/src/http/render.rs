@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use apimachinery::codec;
+use apimachinery::meta::GroupVersionKind;
 use apimachinery::status::{Result, Status};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
@@ -11,6 +12,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 
+use super::compress::{self, Gzip};
 use super::negotiate::{self, Encoding, Format, Shape};
 use super::table::{self, IncludeObject};
 use super::{Body, BodyError, Response, full};
@@ -25,9 +27,11 @@ const CHUNK: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct Renderer {
     pub resource: Arc<Resource>,
-    pub served: Served,
+    pub served: Arc<Served>,
     pub format: Format,
     pub include: IncludeObject,
+    /// The client takes gzip.
+    pub gzip: bool,
 }
 
 impl Renderer {
@@ -38,6 +42,14 @@ impl Renderer {
             && self.served.gvk == self.resource.storage
     }
 
+    /// The protobuf messages that the cache keeps can be sent.
+    pub fn is_protobuf_verbatim(&self) -> bool {
+        self.format.encoding == Encoding::Protobuf
+            && self.format.shape == Shape::Object
+            && self.served.gvk == self.resource.storage
+            && !self.resource.custom
+    }
+
     /// One object that is in the store.
     pub fn stored(&self, object: &Stored) -> Result<Response> {
         if self.is_verbatim() {
@@ -46,8 +58,7 @@ impl Renderer {
             body.put_u8(b'\n');
             return Ok(ok(Encoding::Json, full(body.freeze())));
         }
-        if self.format == (Format { encoding: Encoding::Protobuf, shape: Shape::Object })
-            && self.served.gvk == self.resource.storage
+        if self.is_protobuf_verbatim()
             && let Some(bytes) = object.protobuf()
         {
             return Ok(ok(Encoding::Protobuf, full(bytes)));
@@ -58,7 +69,7 @@ impl Renderer {
     /// `{header,body}`.
     pub fn put_object(&self, out: &mut BytesMut, object: &Stored) {
         out.put_u8(b'{');
-        out.extend_from_slice(self.served.header().as_bytes());
+        out.extend_from_slice(self.served.header.as_bytes());
         out.put_u8(b',');
         out.extend_from_slice(&object.body);
         out.put_u8(b'}');
@@ -101,13 +112,22 @@ impl Renderer {
     }
 
     fn value(&self, value: Value, code: StatusCode) -> Result<Response> {
-        respond(self.format.encoding, &value, code)
+        let mut response = self.sized(self.format.encoding, negotiate::encode(self.format.encoding, &value)?)?;
+        *response.status_mut() = code;
+        Ok(response)
     }
 
     pub fn list(&self, list: List) -> Result<Response> {
         let metadata = list_metadata(&list);
         if self.is_verbatim() {
-            return Ok(ok(Encoding::Json, self.stream_list(list, &metadata)));
+            return Ok(self.stream_list(list, &metadata));
+        }
+        if self.is_protobuf_verbatim()
+            && let Some(messages) = list.items.iter().map(|object| object.message()).collect::<Option<Vec<Bytes>>>()
+        {
+            let items = messages.iter().map(|message| &message[..]);
+            let bytes = codec::proto::encode_list_of_messages(&self.list_gvk(), &metadata, items);
+            return self.sized(Encoding::Protobuf, bytes.map_err(Status::internal)?.into());
         }
         let items = list.items.iter().map(|object| &**object);
         match self.format.shape {
@@ -139,10 +159,9 @@ impl Renderer {
         }
         let (kind, api_version) = (&self.served.list_kind, self.served.gvk.api_version());
         if self.format.encoding == Encoding::Protobuf {
-            let gvk = apimachinery::meta::GroupVersionKind { kind: kind.clone().into(), ..self.served.gvk.clone() };
             let items: Vec<&Value> = items.iter().collect();
-            let bytes = codec::proto::encode_list(&gvk, metadata, &items).map_err(Status::internal)?;
-            return Ok(ok(Encoding::Protobuf, full(bytes)));
+            let bytes = codec::proto::encode_list(&self.list_gvk(), metadata, &items).map_err(Status::internal)?;
+            return self.sized(Encoding::Protobuf, bytes.into());
         }
         if !self.resource.custom {
             for map in items.iter_mut().filter_map(Value::as_object_mut) {
@@ -156,18 +175,47 @@ impl Renderer {
         )
     }
 
+    fn list_gvk(&self) -> GroupVersionKind {
+        GroupVersionKind { kind: self.served.list_kind.clone().into(), ..self.served.gvk.clone() }
+    }
+
     /// The list in chunks, so that a large one never exists twice.
-    fn stream_list(&self, list: List, metadata: &Value) -> Body {
+    fn stream_list(&self, list: List, metadata: &Value) -> Response {
+        let size: usize = list.items.iter().map(|object| object.body.len()).sum();
         let head = format!(
             "{{{},\"metadata\":{metadata},\"items\":[",
             crate::registry::header(&self.served.list_kind, &self.served.gvk.api_version())
         );
-        let item_header = if self.resource.custom { format!("{{{},", self.served.header()) } else { "{".to_owned() };
+        let item_header = if self.resource.custom { format!("{{{},", self.served.header) } else { "{".to_owned() };
         let chunks =
             Chunks { items: list.items.into_iter(), head: Some(head), item_header, started: false, done: false };
+        if self.gzip && size > compress::THRESHOLD {
+            let stream =
+                futures::stream::iter(Gzip::new(chunks).map(|chunk| chunk.map(Frame::data).map_err(BodyError::new)));
+            return gzipped(ok(Encoding::Json, BodyExt::boxed_unsync(StreamBody::new(stream))));
+        }
         let stream = futures::stream::iter(chunks.map(|chunk| Ok::<_, BodyError>(Frame::data(chunk))));
-        BodyExt::boxed_unsync(StreamBody::new(stream))
+        ok(Encoding::Json, BodyExt::boxed_unsync(StreamBody::new(stream)))
     }
+
+    /// A finished body, packed when that pays.
+    fn sized(&self, encoding: Encoding, body: Bytes) -> Result<Response> {
+        if !self.gzip || body.len() <= compress::THRESHOLD {
+            return Ok(ok(encoding, full(body)));
+        }
+        let mut packed = Vec::new();
+        for chunk in Gzip::new(std::iter::once(body)) {
+            packed.extend_from_slice(&chunk.map_err(Status::internal)?);
+        }
+        Ok(gzipped(ok(encoding, full(packed))))
+    }
+}
+
+fn gzipped(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    response
 }
 
 struct Chunks {

@@ -76,7 +76,7 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
         options: write_options(input)?,
         ..Call::new(input.server, input.user, resource.clone(), served.clone())
     };
-    let request = Request { input, renderer: Renderer { resource, served, format, include }, call };
+    let request = Request { input, renderer: Renderer { resource, served, format, include, gzip: super::compress::is_wanted(input.headers) }, call };
     match subresource {
         Some(sub) => request.subresource(&sub).await,
         None => request.resource().await,

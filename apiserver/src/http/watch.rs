@@ -188,6 +188,11 @@ impl Stream {
             out.extend_from_slice(b"}\n");
             return;
         }
+        if self.renderer.is_protobuf_verbatim()
+            && let Some(bytes) = object.protobuf()
+        {
+            return put_frame(out, &codec::proto::encode_watch_event_of(name, &bytes));
+        }
         let value = match self.renderer.format.shape {
             Shape::Table(version) => {
                 let columns = !std::mem::replace(&mut self.columns_sent, true);
@@ -229,14 +234,17 @@ impl Stream {
 fn put_event(out: &mut BytesMut, encoding: Encoding, name: &str, object: &Value) {
     if encoding == Encoding::Protobuf {
         match codec::proto::encode_watch_event(name, object) {
-            Ok(message) => {
-                out.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-                out.extend_from_slice(&message);
-            }
+            Ok(message) => put_frame(out, &message),
             Err(error) => tracing::error!(%error, "cannot write a watch event as protobuf"),
         }
         return;
     }
     out.extend_from_slice(json!({"type": name, "object": object}).to_string().as_bytes());
     out.put_u8(b'\n');
+}
+
+/// A protobuf message with its length before it.
+fn put_frame(out: &mut BytesMut, message: &[u8]) {
+    out.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    out.extend_from_slice(message);
 }

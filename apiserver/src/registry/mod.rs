@@ -1,12 +1,36 @@
 //! Which resources are served, and what each is: names, versions, storage, strategy, cache. Built-in resources come
 //! from the discovery facts in `apimachinery`; custom ones are added and taken away while the server runs.
 
+pub mod admissionregistration;
+pub mod alloc;
+pub mod apiextensions;
+pub mod apiregistration;
+pub mod apps;
+pub mod autoscaling;
+pub mod batch;
+pub mod certificates;
+pub mod common;
+pub mod coordination;
+pub mod core;
+pub mod declared;
+pub mod defaults;
+pub mod discovery;
+pub mod flowcontrol;
 pub mod kinds;
 pub mod layout;
+pub mod networking;
+pub mod node;
 pub mod object;
+pub mod policy;
+pub mod rbac;
+pub mod resource;
+pub mod scheduling;
+pub mod storage;
 pub mod strategy;
+pub mod tables;
+pub mod validation;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -65,7 +89,7 @@ pub struct Resource {
     pub schema: Option<SchemaRef>,
     pub strategy: StrategyRef,
     pub cache: Arc<ResourceCache>,
-    pub versions: Vec<Served>,
+    pub versions: Vec<Arc<Served>>,
     /// Items of lists carry their kind, as those of custom resources do.
     pub custom: bool,
 }
@@ -77,6 +101,8 @@ pub struct Served {
     pub gvk: GroupVersionKind,
     /// `PodList`.
     pub list_kind: String,
+    /// The members that name the type, as JSON text: `"kind":"Pod","apiVersion":"v1"`.
+    pub header: String,
     pub schema: Option<SchemaRef>,
     /// Verbs of the resource itself.
     pub verbs: Vec<String>,
@@ -92,7 +118,7 @@ pub struct ServedSubresource {
 }
 
 impl Resource {
-    pub fn version(&self, version: &str) -> Option<&Served> {
+    pub fn version(&self, version: &str) -> Option<&Arc<Served>> {
         self.versions.iter().find(|served| served.gvr.version == version)
     }
 
@@ -111,20 +137,12 @@ impl Resource {
     }
 
     /// From the version of a request to the storage version, header included.
-    pub fn internalize(&self, served: &Served, obj: Value) -> Value {
-        if served.gvk == self.storage {
-            return obj;
+    pub fn internalize(&self, served: &Served, mut obj: Value) -> Value {
+        if served.gvk != self.storage {
+            obj = self.strategy.to_storage(&served.gvk.version, obj);
         }
-        let mut obj = self.strategy.to_storage(&served.gvk.version, obj);
         obj.set_gvk(&self.storage);
         obj
-    }
-}
-
-impl Served {
-    /// `"kind":"Pod","apiVersion":"v1"`.
-    pub fn header(&self) -> String {
-        header(&self.gvk.kind, &self.gvk.api_version())
     }
 }
 
@@ -142,9 +160,10 @@ pub struct Registry {
 impl Registry {
     /// Everything in the discovery facts that `is_enabled`, with its caches.
     pub fn builtin(caches: &Caches, etcd_prefix: &str, is_enabled: impl Fn(&ApiResource) -> bool) -> Self {
-        let mut grouped: HashMap<(String, String), Vec<&'static ApiResource>> = HashMap::new();
+        // In order of groups: where two share their storage (events), the core group decides how it is cached.
+        let mut grouped: BTreeMap<(&str, &str), Vec<&'static ApiResource>> = BTreeMap::new();
         for api in apimachinery::schema::builtin().resources().iter().filter(|api| is_enabled(api)) {
-            grouped.entry((api.group.to_string(), api.resource.to_string())).or_default().push(api);
+            grouped.entry((api.group, api.resource)).or_default().push(api);
         }
         let registry = Self::default();
         for apis in grouped.into_values() {
@@ -207,7 +226,7 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
         storage,
         strategy: StrategyRef::Builtin(strategy),
         cache,
-        versions: apis.iter().map(|api| served(api)).collect(),
+        versions: apis.iter().map(|api| Arc::new(served(api))).collect(),
         custom: false,
     }
 }
@@ -218,6 +237,7 @@ fn served(api: &ApiResource) -> Served {
     Served {
         gvr: GroupVersionResource::new(group, version, api.resource.to_string()),
         list_kind: format!("{}List", api.kind),
+        header: header(api.kind, &gvk.api_version()),
         schema: apimachinery::schema::builtin().kind(&gvk).map(SchemaRef::Builtin),
         verbs: api.verbs.iter().map(ToString::to_string).collect(),
         subresources: api

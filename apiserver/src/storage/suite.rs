@@ -12,6 +12,12 @@ async fn memory_passes() {
     run(&Memory::default(), "/suite").await;
 }
 
+#[tokio::test]
+async fn etcd_passes() {
+    let Some(etcd) = crate::testing::TestEtcd::start().expect("etcd starts") else { return };
+    run(etcd.store().await.expect("etcd answers").as_ref(), "/suite").await;
+}
+
 /// Runs everything below `prefix`, which must be empty.
 pub async fn run(store: &dyn Store, prefix: &str) {
     writes_are_conditional(store, &format!("{prefix}/writes")).await;

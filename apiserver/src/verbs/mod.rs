@@ -31,7 +31,7 @@ pub struct Call<'a> {
     pub server: &'a Arc<Server>,
     pub user: &'a UserInfo,
     pub resource: Arc<Resource>,
-    pub served: Served,
+    pub served: Arc<Served>,
     /// Empty for cluster-scoped resources, and for all namespaces.
     pub namespace: String,
     pub name: String,
@@ -69,7 +69,7 @@ pub struct Written {
 
 impl<'a> Call<'a> {
     /// A call on the resource itself, with default options.
-    pub fn new(server: &'a Arc<Server>, user: &'a UserInfo, resource: Arc<Resource>, served: Served) -> Self {
+    pub fn new(server: &'a Arc<Server>, user: &'a UserInfo, resource: Arc<Resource>, served: Arc<Served>) -> Self {
         Self {
             server,
             user,
