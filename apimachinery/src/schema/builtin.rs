@@ -55,7 +55,7 @@ pub struct ApiSubresource {
 }
 
 #[derive(Debug)]
-pub(super) struct Definition {
+pub struct Definition {
     /// Without `io.k8s.`
     pub name: &'static str,
     /// The attributes of the `def` line.
@@ -131,6 +131,11 @@ impl Builtin {
 
     pub(super) fn index_of(&self, name: &str) -> Option<u16> {
         self.by_name.get(name).copied()
+    }
+
+    /// The definition of a kind.
+    pub(super) fn kind_index(&self, group: &str, version: &str, kind: &str) -> Option<u16> {
+        self.by_kind.get(&(group, version, kind)).copied()
     }
 
     pub(super) fn definition(&'static self, index: u16) -> &'static Schema {

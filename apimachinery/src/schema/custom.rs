@@ -65,6 +65,7 @@ fn convert(schema: &Value, depth: usize, embedded: bool) -> Result<Schema, Schem
 
 fn list(schema: &JsonMap<String, Value>, depth: usize) -> Result<Schema, SchemaError> {
     let item = schema.get("items").map_or(Ok(ANY.clone()), |items| convert(items, depth + 1, false))?;
+    let declared = schema.contains_key("x-kubernetes-list-type");
     let kind = match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
         Some("set") => ListKind::Set,
         Some("map") => {
@@ -74,7 +75,7 @@ fn list(schema: &JsonMap<String, Value>, depth: usize) -> Result<Schema, SchemaE
         }
         _ => ListKind::Atomic,
     };
-    Ok(custom(Shape::List(List { item: item.into(), kind, wrapped: false })))
+    Ok(custom(Shape::List(List { item: item.into(), kind, declared, wrapped: false })))
 }
 
 fn object(schema: &JsonMap<String, Value>, depth: usize, embedded: bool) -> Result<Schema, SchemaError> {

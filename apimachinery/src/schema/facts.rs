@@ -20,7 +20,7 @@ use super::{
 };
 use crate::meta::Name;
 
-const TABLE: &str = include_str!("facts.txt");
+pub(super) const TABLE: &str = include_str!("facts.txt");
 
 /// Splits the table; definitions keep their lines unparsed.
 pub(super) fn index() -> (Vec<ApiGroup>, Vec<ApiResource>, Vec<Definition>) {
@@ -176,8 +176,9 @@ fn kind_of(builtin: &Builtin, kind: &'static str, about: &TypeAttributes) -> Opt
     }
     if let Some(item) = kind.strip_prefix("[]") {
         let item = kind_of(builtin, item, &TypeAttributes::default())?;
+        let declared = about.list.is_some();
         let kind = about.list.clone().unwrap_or(ListKind::Atomic);
-        return Some(Schema::plain(Shape::List(List { item, kind, wrapped: about.wrapped })).into());
+        return Some(Schema::plain(Shape::List(List { item, kind, declared, wrapped: about.wrapped })).into());
     }
     if let Some(value) = kind.strip_prefix("{}") {
         // Protobuf's maps cannot hold lists; upstream wraps them into a message.

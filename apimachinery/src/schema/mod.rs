@@ -8,6 +8,7 @@
 mod builtin;
 mod custom;
 mod facts;
+pub mod openapi;
 
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -139,6 +140,8 @@ pub struct Map {
 pub struct List {
     pub item: SchemaRef,
     pub kind: ListKind,
+    /// Whether upstream publishes the list's kind; undeclared ones are atomic.
+    pub declared: bool,
     /// In protobuf the list is a message of its own, whose field 1 is repeated.
     pub wrapped: bool,
 }

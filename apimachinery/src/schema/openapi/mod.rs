@@ -1,0 +1,238 @@
+//! The published OpenAPI documents, made from the model on request: version 3 per group and version, version 2 for
+//! everything at once.
+//!
+//! How the server uses it: `GET /openapi/v3` answers [`v3_index`] (with an entry added for each version of custom
+//! resources), `GET /openapi/v3/<path of the index>` answers [`v3`] as `application/json`, and `GET /openapi/v2` answers
+//! [`v2`] as JSON or, when `application/com.github.proto-openapi.spec.v2@v1.0+protobuf` is accepted, [`v2_protobuf`].
+//! The documents are big and asked for rarely, so they are best not kept; the hash in the index lets clients keep them.
+//! `describe` gives the prose of a definition by its published name (`io.k8s.api.core.v1.Pod`): pass
+//! `descriptions::of(&gv)` (cargo feature `descriptions`), or `&|_| None` for documents without prose.
+
+mod definitions;
+#[cfg(feature = "descriptions")]
+pub mod descriptions;
+mod gnostic;
+mod operations;
+mod paths;
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde_json::{Map, Value, json};
+
+pub use definitions::Flavor;
+
+use super::{ApiResource, builtin};
+use crate::meta::GroupVersion;
+
+/// What a definition and its fields are for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    pub text: String,
+    pub fields: HashMap<String, String>,
+}
+
+/// Looks up a definition's prose by its published name.
+pub type Describe<'a> = &'a dyn Fn(&str) -> Option<Description>;
+
+/// The release whose API is published.
+pub const RELEASE: &str = "v1.37.2";
+
+/// `api/v1`, `apis/apps/v1`: where a group and version are served, without the leading slash.
+fn root_of(gv: &GroupVersion) -> String {
+    if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
+}
+
+/// The list of version 3 documents.
+pub fn v3_index() -> Value {
+    let mut paths = Map::new();
+    for group in builtin().groups() {
+        for version in &group.versions {
+            let root = root_of(&GroupVersion::new(group.name, *version));
+            let url = format!("/openapi/v3/{root}?hash={}", hash(&root));
+            paths.insert(root, json!({ "serverRelativeURL": url }));
+        }
+    }
+    json!({ "paths": paths })
+}
+
+/// Changes when the document may have: with the table of facts and with this crate's version. It is what the `hash`
+/// parameter and the `ETag` of a document carry.
+pub fn hash(root: &str) -> String {
+    // FNV-1a, twice with different bases for 128 bits; nothing here is secret.
+    let fold = |basis: u64| {
+        let text = [super::facts::TABLE, env!("CARGO_PKG_VERSION"), root];
+        let bytes = text.iter().flat_map(|t| t.bytes());
+        bytes.fold(basis, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    };
+    format!("{:016X}{:016X}", fold(0xcbf2_9ce4_8422_2325), fold(0x6c62_272e_07bb_0142))
+}
+
+/// The version 3 document of a group and version, as JSON; `None` when it is not built in.
+pub fn v3(gv: &GroupVersion, describe: Describe<'_>) -> Option<Vec<u8>> {
+    let resources: Vec<&ApiResource> =
+        builtin().resources().iter().filter(|r| r.group == gv.group && r.version == gv.version).collect();
+    if resources.is_empty() {
+        return None;
+    }
+    let mut out = Document::new();
+    out.member("openapi", &json!("3.0.0"));
+    out.member("info", &json!({"title": "Kubernetes", "version": RELEASE}));
+    let mut needed = BTreeSet::new();
+    out.open("paths");
+    for (path, operations) in paths::of(gv, &resources) {
+        operations.iter().for_each(|o| needed.extend(o.definitions()));
+        out.member(&path, &operations::path_item(&operations, &path, Flavor::V3));
+    }
+    out.close();
+    out.open("components");
+    out.open("schemas");
+    write_definitions(&mut out, &needed, Flavor::V3, describe);
+    out.close();
+    out.member("securitySchemes", &json!({ "BearerToken": bearer_token() }));
+    out.close();
+    Some(out.finish())
+}
+
+/// The version 2 document of all groups, as JSON. It has several megabytes.
+pub fn v2(describe: Describe<'_>) -> Vec<u8> {
+    let mut out = Document::new();
+    out.member("swagger", &json!("2.0"));
+    out.member("info", &json!({"title": "Kubernetes", "version": RELEASE}));
+    out.open("paths");
+    let mut needed = BTreeSet::new();
+    for group in builtin().groups() {
+        for version in &group.versions {
+            let gv = GroupVersion::new(group.name, *version);
+            let resources: Vec<&ApiResource> =
+                builtin().resources().iter().filter(|r| r.group == gv.group && r.version == gv.version).collect();
+            for (path, operations) in paths::of(&gv, &resources) {
+                operations.iter().for_each(|o| needed.extend(o.definitions()));
+                out.member(&path, &operations::path_item(&operations, &path, Flavor::V2));
+            }
+        }
+    }
+    out.close();
+    out.open("definitions");
+    write_definitions(&mut out, &needed, Flavor::V2, describe);
+    out.close();
+    out.member("securityDefinitions", &json!({ "BearerToken": bearer_token() }));
+    out.member("security", &json!([{ "BearerToken": [] }]));
+    out.finish()
+}
+
+/// The definitions of the version 2 document in the protobuf form that older clients read; such clients look at
+/// nothing else in it.
+pub fn v2_protobuf(describe: Describe<'_>) -> Vec<u8> {
+    let all = definitions::closure(definitions::all_kinds());
+    gnostic::document(all.iter().map(|name| (name.as_str(), definitions::publish(name, Flavor::V2, describe))))
+}
+
+fn bearer_token() -> Value {
+    json!({"description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey"})
+}
+
+fn write_definitions(out: &mut Document, needed: &BTreeSet<String>, flavor: Flavor, describe: Describe<'_>) {
+    for name in definitions::closure(needed.iter().cloned()) {
+        out.member(&name, &definitions::publish(&name, flavor, describe));
+    }
+}
+
+/// Writes a JSON object member by member, so that only one member exists as a tree at any time.
+struct Document {
+    bytes: Vec<u8>,
+}
+
+impl Document {
+    fn new() -> Self {
+        Self { bytes: vec![b'{'] }
+    }
+
+    fn key(&mut self, name: &str) {
+        if self.bytes.last() != Some(&b'{') {
+            self.bytes.push(b',');
+        }
+        self.bytes.extend_from_slice(Value::from(name).to_string().as_bytes());
+        self.bytes.push(b':');
+    }
+
+    fn member(&mut self, name: &str, value: &Value) {
+        self.key(name);
+        self.bytes.extend_from_slice(value.to_string().as_bytes());
+    }
+
+    fn open(&mut self, name: &str) {
+        self.key(name);
+        self.bytes.push(b'{');
+    }
+
+    fn close(&mut self) {
+        self.bytes.push(b'}');
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.close();
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(group: &'static str, version: &'static str) -> Value {
+        let bytes = v3(&GroupVersion::new(group, version), &|_| None).expect("built in");
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
+    /// Every `$ref` in the document, without its prefix.
+    fn references(value: &Value, out: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    match value.as_str().filter(|_| key == "$ref") {
+                        Some(target) => {
+                            out.insert(target.rsplit('/').next().unwrap_or_default().to_owned());
+                        }
+                        None => references(value, out),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|v| references(v, out)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_resolves() {
+        for group in builtin().groups() {
+            for version in &group.versions {
+                let document = document(group.name, version);
+                let mut targets = BTreeSet::new();
+                references(&document, &mut targets);
+                for target in targets {
+                    assert!(document["components"]["schemas"].get(&target).is_some(), "{}: {target}", group.name);
+                }
+            }
+        }
+        let v2: Value = serde_json::from_slice(&v2(&|_| None)).expect("JSON");
+        let mut targets = BTreeSet::new();
+        references(&v2, &mut targets);
+        targets.iter().for_each(|t| assert!(v2["definitions"].get(t).is_some(), "{t}"));
+    }
+
+    #[test]
+    fn clients_find_what_they_look_for() {
+        let apps = document("apps", "v1");
+        let item = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"];
+        assert_eq!(item["patch"]["operationId"], "patchAppsV1NamespacedDeployment");
+        assert_eq!(
+            item["patch"]["x-kubernetes-group-version-kind"],
+            json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+        );
+        let parameters = item["patch"]["parameters"].as_array().expect("parameters");
+        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation"));
+        let schema = &apps["components"]["schemas"]["io.k8s.api.core.v1.Container"]["properties"]["ports"];
+        assert_eq!(schema["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
+        assert_eq!(schema["items"], json!({"$ref": "#/components/schemas/io.k8s.api.core.v1.ContainerPort"}));
+    }
+}

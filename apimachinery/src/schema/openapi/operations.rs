@@ -1,0 +1,187 @@
+//! What can be done at a path, and how both dialects write it down.
+
+use serde_json::{Map, Value, json};
+
+use super::definitions::Flavor;
+
+/// One HTTP method of one path.
+pub struct Operation {
+    /// `get`, `post`, …
+    pub method: &'static str,
+    /// `list`, `deletecollection`, `connect`, …
+    pub action: &'static str,
+    pub id: String,
+    pub tag: String,
+    pub summary: String,
+    /// Query parameters besides those of every operation on the path.
+    pub parameters: Vec<Parameter>,
+    pub body: Body,
+    /// The definition of the answer; `None` for streams and proxies.
+    pub answer: Option<String>,
+    /// Group, version and kind that the operation is about.
+    pub kind: (&'static str, &'static str, &'static str),
+}
+
+pub enum Body {
+    None,
+    Object(String),
+    Optional(String),
+    Patch,
+}
+
+/// A query parameter: name, JSON type, purpose.
+pub type Parameter = (&'static str, &'static str, &'static str);
+
+pub const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
+
+const PATCH_TYPES: [&str; 4] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+const STREAM_TYPES: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
+impl Operation {
+    /// The definitions it refers to.
+    pub fn definitions(&self) -> impl Iterator<Item = String> + '_ {
+        let body = match &self.body {
+            Body::None => None,
+            Body::Object(name) | Body::Optional(name) => Some(name.clone()),
+            Body::Patch => Some(PATCH.to_owned()),
+        };
+        self.answer.clone().into_iter().chain(body)
+    }
+
+    fn media_types(&self) -> Vec<&'static str> {
+        let streams: &[&str] = if self.action == "list" { &STREAM_TYPES } else { &[] };
+        MEDIA_TYPES.iter().chain(streams).copied().collect()
+    }
+
+    /// The answers that mean success: created objects and accepted deletions have codes of their own.
+    fn successes(&self) -> &'static [(&'static str, &'static str)] {
+        match self.action {
+            "post" => &[("200", "OK"), ("201", "Created"), ("202", "Accepted")],
+            "put" | "patch" => &[("200", "OK"), ("201", "Created")],
+            "delete" => &[("200", "OK"), ("202", "Accepted")],
+            _ => &[("200", "OK")],
+        }
+    }
+
+    fn render(&self, flavor: Flavor) -> Value {
+        let (group, version, kind) = self.kind;
+        let mut out = json!({
+            "description": self.summary,
+            "operationId": self.id,
+            "tags": [self.tag],
+            "x-kubernetes-action": self.action,
+            "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+        });
+        let mut parameters: Vec<Value> =
+            self.parameters.iter().map(|(name, kind, about)| parameter("query", name, kind, about, flavor)).collect();
+        let mut responses = Map::new();
+        for (code, text) in self.successes() {
+            responses.insert((*code).to_owned(), self.response(text, flavor));
+        }
+        responses.insert("401".into(), json!({"description": "Unauthorized"}));
+        out["responses"] = Value::Object(responses);
+        match (flavor, &self.body) {
+            (_, Body::None) => {}
+            (Flavor::V3, _) => out["requestBody"] = self.request_body(),
+            (Flavor::V2, Body::Object(name)) => parameters.push(body_parameter(name, true)),
+            (Flavor::V2, Body::Optional(name)) => parameters.push(body_parameter(name, false)),
+            (Flavor::V2, Body::Patch) => parameters.push(body_parameter(PATCH, true)),
+        }
+        if flavor == Flavor::V2 {
+            let consumes = if matches!(self.body, Body::Patch) { json!(PATCH_TYPES) } else { json!(["*/*"]) };
+            out["consumes"] = consumes;
+            out["produces"] = json!(self.media_types());
+            out["schemes"] = json!(["https"]);
+        }
+        if !parameters.is_empty() {
+            out["parameters"] = Value::Array(parameters);
+        }
+        out
+    }
+
+    fn response(&self, text: &str, flavor: Flavor) -> Value {
+        let mut out = json!({ "description": text });
+        let schema = match (&self.answer, flavor) {
+            (Some(name), flavor) => flavor.reference(name),
+            (None, Flavor::V2) => json!({"type": "string"}),
+            (None, Flavor::V3) => {
+                out["content"] = json!({"*/*": {"schema": {"type": "string"}}});
+                return out;
+            }
+        };
+        match flavor {
+            Flavor::V2 => out["schema"] = schema,
+            Flavor::V3 => {
+                let types = self.media_types().into_iter().map(|t| (t.to_owned(), json!({ "schema": schema })));
+                out["content"] = Value::Object(types.collect());
+            }
+        }
+        out
+    }
+
+    fn request_body(&self) -> Value {
+        let of = |types: &[&str], name: &str| {
+            let schema = Flavor::V3.reference(name);
+            let content: Map<String, Value> =
+                types.iter().map(|t| ((*t).to_owned(), json!({ "schema": schema }))).collect();
+            json!({ "content": content })
+        };
+        let mut body = match &self.body {
+            Body::None => json!({}),
+            Body::Object(name) | Body::Optional(name) => of(&["*/*"], name),
+            Body::Patch => of(&PATCH_TYPES, PATCH),
+        };
+        if !matches!(self.body, Body::Optional(_)) {
+            body["required"] = json!(true);
+        }
+        body
+    }
+}
+
+fn body_parameter(name: &str, required: bool) -> Value {
+    let mut out = json!({"in": "body", "name": "body", "schema": Flavor::V2.reference(name)});
+    if required {
+        out["required"] = json!(true);
+    }
+    out
+}
+
+fn parameter(place: &str, name: &str, kind: &str, about: &str, flavor: Flavor) -> Value {
+    let mut out = json!({"description": about, "in": place, "name": name});
+    if place == "path" {
+        out["required"] = json!(true);
+    }
+    match flavor {
+        Flavor::V2 => {
+            out["type"] = json!(kind);
+            out["uniqueItems"] = json!(true);
+        }
+        Flavor::V3 => out["schema"] = json!({"type": kind, "uniqueItems": true}),
+    }
+    out
+}
+
+/// The operations of one path, with the parameters that its pattern names.
+pub fn path_item(operations: &[Operation], path: &str, flavor: Flavor) -> Value {
+    let mut item = Map::new();
+    for operation in operations {
+        item.insert(operation.method.to_owned(), operation.render(flavor));
+    }
+    let mut shared = Vec::new();
+    for (name, about) in
+        [("name", "name of the object"), ("namespace", "the namespace of the object"), ("path", "the rest of the URL")]
+    {
+        if path.contains(&format!("{{{name}}}")) {
+            shared.push(parameter("path", name, "string", about, flavor));
+        }
+    }
+    shared.push(parameter("query", "pretty", "string", "If 'true', the answer is indented.", flavor));
+    item.insert("parameters".into(), Value::Array(shared));
+    Value::Object(item)
+}

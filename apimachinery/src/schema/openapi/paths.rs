@@ -1,0 +1,270 @@
+//! Which paths the resources of a group and version have, and what can be done there.
+
+use super::definitions::published;
+use super::operations::{Body, Operation, Parameter};
+use super::root_of;
+use crate::meta::GroupVersion;
+use crate::schema::{ApiResource, ApiSubresource, builtin};
+
+const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+
+const WRITE: [Parameter; 3] = [
+    ("dryRun", "string", "Run all stages but do not persist; the only valid value is All."),
+    ("fieldManager", "string", "The name of the actor that makes the change; required for apply."),
+    ("fieldValidation", "string", "How to treat unknown and duplicate fields: Ignore, Warn (the default) or Strict."),
+];
+const FORCE: Parameter = ("force", "boolean", "Take fields over from other managers; for apply only.");
+const LIST: [Parameter; 11] = [
+    ("allowWatchBookmarks", "boolean", "Send bookmarks in a watch."),
+    ("continue", "string", "Where to go on, from the previous chunk of the list."),
+    ("fieldSelector", "string", "Restrict the list by fields."),
+    ("labelSelector", "string", "Restrict the list by labels."),
+    ("limit", "integer", "The size of a chunk."),
+    ("resourceVersion", "string", "How old the data may be."),
+    ("resourceVersionMatch", "string", "How resourceVersion is meant: Exact or NotOlderThan."),
+    ("sendInitialEvents", "boolean", "Begin a watch with the current objects and a bookmark."),
+    ("shardSelector", "string", "Restrict the list to a shard."),
+    ("timeoutSeconds", "integer", "How long the call may take."),
+    ("watch", "boolean", "Stream changes instead of listing."),
+];
+const DELETE: [Parameter; 5] = [
+    ("dryRun", "string", "Run all stages but do not persist; the only valid value is All."),
+    ("gracePeriodSeconds", "integer", "How long the object may take to go; 0 means at once."),
+    ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean", "Delete even what cannot be read any more."),
+    ("orphanDependents", "boolean", "Deprecated: use propagationPolicy."),
+    ("propagationPolicy", "string", "What happens to dependents: Orphan, Background or Foreground."),
+];
+
+/// The paths in order, each with its operations.
+pub fn of(gv: &GroupVersion, resources: &[&'static ApiResource]) -> Vec<(String, Vec<Operation>)> {
+    let root = format!("/{}", root_of(gv));
+    let mut paths = Vec::new();
+    for resource in resources {
+        resource_paths(&Names::new(gv, resource), resource, &root, &mut paths);
+    }
+    paths.retain(|(_, operations)| !operations.is_empty());
+    paths.sort_by(|a, b| a.0.cmp(&b.0));
+    paths
+}
+
+/// What operation ids are made of.
+struct Names {
+    /// `AppsV1`
+    group_version: String,
+    /// `apps_v1`
+    tag: String,
+    /// `Namespaced` or nothing.
+    scope: &'static str,
+}
+
+impl Names {
+    fn new(gv: &GroupVersion, resource: &ApiResource) -> Self {
+        let group = gv.group.strip_suffix(".k8s.io").unwrap_or(&gv.group);
+        let group = if group.is_empty() { "core" } else { group };
+        let camel: String = group.split('.').map(capitalized).collect();
+        Self {
+            group_version: format!("{camel}{}", capitalized(&gv.version)),
+            tag: format!("{}_{}", camel[..1].to_lowercase() + &camel[1..], gv.version),
+            scope: if resource.namespaced { "Namespaced" } else { "" },
+        }
+    }
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+fn definition_of(group: &str, version: &str, kind: &str) -> Option<String> {
+    let index = builtin().kind_index(group, version, kind)?;
+    Some(published(builtin().definitions()[usize::from(index)].name))
+}
+
+fn resource_paths(names: &Names, r: &'static ApiResource, root: &str, paths: &mut Vec<(String, Vec<Operation>)>) {
+    let plural = r.resource;
+    let collection =
+        if r.namespaced { format!("{root}/namespaces/{{namespace}}/{plural}") } else { format!("{root}/{plural}") };
+    // Namespaces are also the parents of namespaced paths, which makes no difference for their own.
+    let item = format!("{collection}/{{name}}");
+    let make = Maker { names, resource: r, object: definition_of(r.group, r.version, r.kind) };
+    paths.push((collection, make.collection()));
+    paths.push((item.clone(), make.item()));
+    if r.namespaced {
+        let everywhere = r.verbs.contains(&"list").then(|| make.list("ForAllNamespaces", ""));
+        paths.push((format!("{root}/{plural}"), everywhere.into_iter().collect()));
+    }
+    for sub in &r.subresources {
+        let path = format!("{item}/{}", sub.name);
+        if sub.name == "proxy" {
+            paths.push((format!("{path}/{{path}}"), make.connect(sub, "WithPath")));
+        }
+        paths.push((path, if is_connect(sub) { make.connect(sub, "") } else { make.subresource(sub) }));
+    }
+}
+
+/// Whether a deletion answers with the deleted object instead of a `Status`.
+fn answers_with_object(r: &ApiResource) -> bool {
+    const CORE: [&str; 7] = [
+        "persistentvolumeclaims",
+        "persistentvolumes",
+        "pods",
+        "podtemplates",
+        "resourcequotas",
+        "serviceaccounts",
+        "services",
+    ];
+    match r.group {
+        "" => CORE.contains(&r.resource),
+        "resource.k8s.io" => true,
+        "storage.k8s.io" => matches!(
+            r.resource,
+            "csidrivers" | "csinodes" | "storageclasses" | "volumeattachments" | "volumeattributesclasses"
+        ),
+        _ => false,
+    }
+}
+
+/// Whether the subresource is a stream to somewhere else.
+fn is_connect(sub: &ApiSubresource) -> bool {
+    sub.kind.ends_with("Options")
+}
+
+struct Maker<'a> {
+    names: &'a Names,
+    resource: &'static ApiResource,
+    object: Option<String>,
+}
+
+impl Maker<'_> {
+    fn operation(&self, method: &'static str, action: &'static str, verb: &str, suffix: &str) -> Operation {
+        let r = self.resource;
+        let scope = self.names.scope;
+        Operation {
+            method,
+            action,
+            id: format!("{verb}{}{scope}{}{suffix}", self.names.group_version, r.kind),
+            tag: self.names.tag.clone(),
+            summary: format!("{verb} {} of kind {}", if action == "list" { "objects" } else { "an object" }, r.kind),
+            parameters: Vec::new(),
+            body: Body::None,
+            answer: self.object.clone(),
+            kind: (r.group, r.version, r.kind),
+        }
+    }
+
+    fn has(&self, verb: &str) -> bool {
+        self.resource.verbs.contains(&verb)
+    }
+
+    fn body(&self) -> Body {
+        self.object.clone().map_or(Body::None, Body::Object)
+    }
+
+    fn list(&self, suffix: &str, scope: &str) -> Operation {
+        let r = self.resource;
+        let mut list = self.operation("get", "list", "list", suffix);
+        list.id = format!("list{}{scope}{}{suffix}", self.names.group_version, r.kind);
+        list.parameters = LIST.to_vec();
+        list.answer = definition_of(r.group, r.version, &format!("{}List", r.kind));
+        list
+    }
+
+    fn collection(&self) -> Vec<Operation> {
+        let mut out = Vec::new();
+        if self.has("list") {
+            out.push(self.list("", self.names.scope));
+        }
+        if self.has("create") {
+            let parameters = WRITE.to_vec();
+            out.push(Operation { parameters, body: self.body(), ..self.operation("post", "post", "create", "") });
+        }
+        if self.has("deletecollection") {
+            let mut delete = self.operation("delete", "deletecollection", "delete", "");
+            let scope = self.names.scope;
+            delete.id = format!("delete{}Collection{scope}{}", self.names.group_version, self.resource.kind);
+            let of_list = LIST.iter().filter(|(name, ..)| !matches!(*name, "allowWatchBookmarks" | "watch"));
+            delete.parameters = DELETE.iter().chain(of_list).copied().collect();
+            delete.body = Body::Optional(DELETE_OPTIONS.into());
+            delete.answer = Some(STATUS.into());
+            out.push(delete);
+        }
+        out
+    }
+
+    fn item(&self) -> Vec<Operation> {
+        let mut out = self.object_operations("", &self.resource.verbs);
+        if self.has("delete") {
+            let mut delete = self.operation("delete", "delete", "delete", "");
+            delete.parameters = DELETE.to_vec();
+            delete.body = Body::Optional(DELETE_OPTIONS.into());
+            if !answers_with_object(self.resource) {
+                delete.answer = Some(STATUS.into());
+            }
+            out.push(delete);
+        }
+        out
+    }
+
+    /// Reading, replacing and patching an object or a part of it.
+    fn object_operations(&self, suffix: &str, verbs: &[&str]) -> Vec<Operation> {
+        let mut out = Vec::new();
+        if verbs.contains(&"get") {
+            out.push(self.operation("get", "get", "read", suffix));
+        }
+        if verbs.contains(&"update") {
+            let replace = self.operation("put", "put", "replace", suffix);
+            out.push(Operation { parameters: WRITE.to_vec(), body: self.body(), ..replace });
+        }
+        if verbs.contains(&"patch") {
+            let parameters = WRITE.iter().copied().chain([FORCE]).collect();
+            out.push(Operation { parameters, body: Body::Patch, ..self.operation("patch", "patch", "patch", suffix) });
+        }
+        out
+    }
+
+    fn subresource(&self, sub: &ApiSubresource) -> Vec<Operation> {
+        let suffix = camel(sub.name);
+        let object = definition_of(sub.group, sub.version, sub.kind);
+        let inner = Maker { names: self.names, resource: self.resource, object };
+        let mut out = inner.object_operations(&suffix, &sub.verbs);
+        if sub.verbs.contains(&"create") {
+            let create = inner.operation("post", "post", "create", &suffix);
+            out.push(Operation { parameters: WRITE.to_vec(), body: inner.body(), ..create });
+        }
+        for operation in &mut out {
+            operation.kind = (sub.group, sub.version, sub.kind);
+            if sub.name == "log" {
+                operation.answer = None;
+            }
+        }
+        out
+    }
+
+    fn connect(&self, sub: &ApiSubresource, with_path: &str) -> Vec<Operation> {
+        let methods = sub.verbs.iter().filter_map(|verb| match *verb {
+            "create" => Some("post"),
+            "delete" => Some("delete"),
+            "get" => Some("get"),
+            "patch" => Some("patch"),
+            "update" => Some("put"),
+            _ => None,
+        });
+        let connect = |method: &'static str| {
+            let suffix = format!("{}{with_path}", camel(sub.name));
+            let mut out = self.operation(method, "connect", "connect", &suffix);
+            let kind = self.resource.kind;
+            let (gv, scope) = (&self.names.group_version, self.names.scope);
+            out.id = format!("connect{gv}{}{scope}{kind}{suffix}", capitalized(method));
+            out.answer = None;
+            out.kind = (sub.group, sub.version, sub.kind);
+            out
+        };
+        methods.map(connect).collect()
+    }
+}
+
+/// `ephemeralcontainers` as it is, `status` as `Status`.
+fn camel(name: &str) -> String {
+    name.split('/').map(capitalized).collect()
+}
