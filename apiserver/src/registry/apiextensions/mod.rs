@@ -1,0 +1,68 @@
+//! The `apiextensions.k8s.io` group: `CustomResourceDefinition`. Serving what it defines is `extensions`' business.
+
+use apimachinery::status::FieldError;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::common::{self, StatusOf};
+use super::object::ObjectExt;
+use super::strategy::{Column, Cx, Strategy, Subresource};
+use super::tables::name;
+use super::{defaults, validation};
+
+pub struct CustomResourceDefinition;
+
+const COLUMNS: &[Column] = &[Column::name(), Column::new("Created At", "date")];
+
+static STATUS: StatusOf = StatusOf::new(defaults::admission::custom_resource_definition);
+
+impl Strategy for CustomResourceDefinition {
+    fn default(&self, obj: &mut Value) {
+        defaults::admission::custom_resource_definition(obj);
+    }
+
+    fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
+        common::create(obj);
+        // Upstream's types write these out even when they say nothing.
+        obj.set(&["status"], json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}}));
+        let stored = obj.list_at(&["spec", "versions"]).iter().filter(|v| v["storage"] == true);
+        let names: Vec<Value> = stored.map(|version| version["name"].clone()).collect();
+        obj.set(&["status", "storedVersions"], names);
+    }
+
+    fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
+        common::update(obj, old);
+        // A version that becomes the stored one joins those that objects may be stored in.
+        let mut stored = obj.list_at(&["status", "storedVersions"]).to_vec();
+        for version in obj.list_at(&["spec", "versions"]).iter().filter(|v| v["storage"] == true) {
+            if !stored.contains(&version["name"]) {
+                stored.push(version["name"].clone());
+            }
+        }
+        obj.set(&["status", "storedVersions"], stored);
+    }
+
+    fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
+        validation::apiextensions::definition(obj)
+    }
+
+    fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
+        validation::apiextensions::definition_update(obj, old)
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn row(&self, obj: &Value, _now: Timestamp) -> Vec<Value> {
+        vec![name(obj), obj["metadata"]["creationTimestamp"].clone()]
+    }
+
+    fn subresource(&self, name: &str) -> Option<Subresource> {
+        (name == "status").then_some(Subresource::Update(&STATUS))
+    }
+}

@@ -1,0 +1,4 @@
+//! The `autoscaling` group.
+
+pub mod conversion;
+pub mod horizontal_pod_autoscaler;

@@ -1,0 +1,4 @@
+//! The `batch` group: work that ends.
+
+pub mod cron_job;
+pub mod job;

@@ -1,0 +1,34 @@
+//! `LimitRange`: what resources pods of a namespace may ask for, enforced by admission.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::registry::defaults;
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::{Column, Cx, Strategy};
+
+pub struct LimitRange;
+
+const COLUMNS: &[Column] = &[Column::name(), Column::new("Created At", "date")];
+
+impl Strategy for LimitRange {
+    fn default(&self, obj: &mut Value) {
+        defaults::core::limit_range(obj);
+    }
+
+    fn prepare_for_create(&self, _cx: &Cx<'_>, _obj: &mut Value) {}
+
+    fn prepare_for_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) {}
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn row(&self, obj: &Value, _now: Timestamp) -> Vec<Value> {
+        vec![obj.name().into(), obj["metadata"]["creationTimestamp"].clone()]
+    }
+
+    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
+        &[]
+    }
+}

@@ -1,0 +1,106 @@
+//! `Namespace`: where names live. It stays until its finalizers are gone; the controller empties it meanwhile.
+
+use apimachinery::status::FieldError;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::registry::common::{self, StatusOf};
+use crate::registry::defaults;
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::{Column, Cx, NameRule, Strategy, Subresource, keep};
+use crate::registry::tables::{age, name, text};
+
+pub struct Namespace;
+
+/// The `finalize` subresource: the only way to take finalizers out of `spec`.
+struct Finalize;
+
+/// The finalizer of every namespace, which the namespace controller removes when it is empty.
+const FINALIZER: &str = "kubernetes";
+
+const COLUMNS: &[Column] = &[Column::name(), Column::new("Status", "string"), Column::age()];
+
+static STATUS: StatusOf = StatusOf::new(defaults::core::namespace);
+static FINALIZE: Finalize = Finalize;
+
+impl Strategy for Namespace {
+    fn default(&self, obj: &mut Value) {
+        defaults::core::namespace(obj);
+    }
+
+    fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
+        defaults::core::namespace(obj);
+        obj.set(&["status"], json!({"phase": "Active"}));
+        let mut finalizers = obj.list_at(&["spec", "finalizers"]).to_vec();
+        if !finalizers.iter().any(|f| f == FINALIZER) {
+            finalizers.push(FINALIZER.into());
+        }
+        obj.set(&["spec", "finalizers"], finalizers);
+    }
+
+    fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
+        common::update_uncounted(obj, old);
+        keep(obj, old, "spec");
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::Dns1123Label
+    }
+
+    fn keeps_on_delete(&self, obj: &Value) -> bool {
+        !obj.list_at(&["spec", "finalizers"]).is_empty()
+    }
+
+    fn on_marked_deleted(&self, obj: &mut Value) {
+        obj.set(&["status", "phase"], "Terminating");
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["status.phase"]
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
+        vec![name(obj), text(obj, &["status", "phase"]), age(obj, now)]
+    }
+
+    fn subresource(&self, name: &str) -> Option<Subresource> {
+        match name {
+            "status" => Some(Subresource::Update(&STATUS)),
+            "finalize" => Some(Subresource::Update(&FINALIZE)),
+            _ => None,
+        }
+    }
+}
+
+impl Strategy for Finalize {
+    fn default(&self, obj: &mut Value) {
+        defaults::core::namespace(obj);
+    }
+
+    fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
+        common::update_uncounted(obj, old);
+    }
+
+    fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, _old: &Value) -> Vec<FieldError> {
+        use apimachinery::meta::validation::is_qualified_name;
+        let mut errors = Vec::new();
+        for (index, finalizer) in obj.list_at(&["spec", "finalizers"]).iter().enumerate() {
+            let text = finalizer.as_str().unwrap_or_default();
+            let path = format!("spec.finalizers[{index}]");
+            if !text.contains('/') && text != FINALIZER && !matches!(text, "foregroundDeletion" | "orphan") {
+                let detail = "name is neither a standard finalizer name nor is it fully qualified";
+                errors.push(FieldError::invalid(&path, text, detail));
+            }
+            errors.extend(is_qualified_name(text).into_iter().map(|m| FieldError::invalid(&path, text, m)));
+        }
+        errors
+    }
+
+    fn keeps_on_delete(&self, obj: &Value) -> bool {
+        Namespace.keeps_on_delete(obj)
+    }
+}

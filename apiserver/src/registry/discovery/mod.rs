@@ -1,0 +1,43 @@
+//! The `discovery.k8s.io` group: `EndpointSlice`, the backends of a service in pieces.
+
+use serde_json::Value;
+
+use super::declared::{Declared, Shape};
+use super::object::ObjectExt;
+use super::strategy::Column;
+use super::tables::{UNSET, age, first_few, name, scalar, text};
+use super::{defaults, validation};
+
+pub static ENDPOINT_SLICE: Declared = Declared::new(Shape::Counted)
+    .defaults(defaults::networking::endpoint_slice)
+    .rules(validation::discovery::endpoint_slice)
+    .update_rules(validation::discovery::endpoint_slice_update)
+    .table(
+        &[
+            Column::name(),
+            Column::new("AddressType", "string"),
+            Column::new("Ports", "string"),
+            Column::new("Endpoints", "string"),
+            Column::age(),
+        ],
+        |obj, now| {
+            let ports: Vec<String> = obj.list_at(&["ports"]).iter().map(port).collect();
+            let addresses: Vec<String> =
+                obj.list_at(&["endpoints"]).iter().flat_map(|e| e.list_at(&["addresses"])).map(scalar).collect();
+            vec![
+                name(obj),
+                text(obj, &["addressType"]),
+                first_few(&ports, 3, UNSET).into(),
+                first_few(&addresses, 3, UNSET).into(),
+                age(obj, now),
+            ]
+        },
+    );
+
+fn port(port: &Value) -> String {
+    match (&port["port"], &port["name"]) {
+        (Value::Null, Value::Null) => "*".into(),
+        (Value::Null, name) => scalar(name),
+        (number, _) => scalar(number),
+    }
+}

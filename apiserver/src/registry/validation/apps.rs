@@ -1,0 +1,406 @@
+//! Rules for the workload controllers.
+
+use apimachinery::meta::LabelSelector;
+use apimachinery::meta::validation::is_dns1123_label;
+use apimachinery::status::FieldError;
+use serde_json::Value;
+
+use super::{
+    Errors, Path, at_most_all, complain, each, immutable, int_or_percent, label_selector, non_negative, percent, pod,
+    required_one_of, selects_all, storage,
+};
+use crate::registry::object::ObjectExt;
+
+/// The selector is there, is well formed, selects something, and selects the template's pods.
+fn selector_and_template(spec: &Value, empty: &str, errors: &mut Errors) {
+    let path = Path::SPEC.field("selector");
+    if spec["selector"].is_null() {
+        errors.push(FieldError::required(path, ""));
+    } else {
+        label_selector(&spec["selector"], path, errors);
+        if selects_all(&spec["selector"]) {
+            errors.push(FieldError::invalid(path, spec["selector"].clone(), empty));
+        }
+    }
+    match LabelSelector::from_json(&spec["selector"]) {
+        Ok(selector) => matches_template(&selector, spec, errors),
+        Err(_) => errors.push(FieldError::invalid(path, spec["selector"].clone(), "invalid label selector")),
+    }
+}
+
+fn matches_template(selector: &LabelSelector, spec: &Value, errors: &mut Errors) {
+    let labels = &spec["template"]["metadata"]["labels"];
+    if !selector.is_empty() && !spec["selector"].is_null() && !selector.matches_value(labels) {
+        let detail = "`selector` does not match template `labels`";
+        errors.push(FieldError::invalid("spec.template.metadata.labels", labels.clone(), detail));
+    }
+}
+
+/// Pods of controllers that keep a number of them alive restart for ever and have no deadline.
+fn always_running(spec: &Value, kind: &str, errors: &mut Errors) {
+    let pod = &spec["template"]["spec"];
+    if pod["restartPolicy"] != "Always" {
+        let policy = pod.str_at(&["restartPolicy"]);
+        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
+    }
+    if !pod["activeDeadlineSeconds"].is_null() {
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", detail));
+    }
+}
+
+fn template(spec: &Value, errors: &mut Errors) {
+    pod::template_at(&spec["template"], Path::SPEC.field("template"), errors);
+}
+
+pub fn replication_controller(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
+    if selects_nothing(&spec["selector"]) {
+        errors.push(FieldError::required("spec.selector", ""));
+    }
+    non_negative(spec, "replicas", Path::SPEC, &mut errors);
+    if spec["template"].is_null() {
+        errors.push(FieldError::required("spec.template", ""));
+        return errors;
+    }
+    matches_template(&LabelSelector::from_map(&spec["selector"]), spec, &mut errors);
+    template(spec, &mut errors);
+    always_running(spec, "ReplicationController", &mut errors);
+    errors
+}
+
+fn selects_nothing(labels: &Value) -> bool {
+    labels.as_object().is_none_or(serde_json::Map::is_empty)
+}
+
+pub fn replica_set(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    non_negative(spec, "replicas", Path::SPEC, &mut errors);
+    non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
+    selector_and_template(spec, "empty selector is invalid for deployment", &mut errors);
+    template(spec, &mut errors);
+    always_running(spec, "ReplicaSet", &mut errors);
+    errors
+}
+
+pub fn replica_set_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = replica_set(obj);
+    immutable(&obj["spec"], &old["spec"], "selector", Path::SPEC, &mut errors);
+    errors
+}
+
+pub fn deployment(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    non_negative(spec, "replicas", Path::SPEC, &mut errors);
+    selector_and_template(spec, "empty selector is invalid for deployment", &mut errors);
+    template(spec, &mut errors);
+    always_running(spec, "ReplicaSet", &mut errors);
+    deployment_strategy(&spec["strategy"], &mut errors);
+    non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
+    non_negative(spec, "revisionHistoryLimit", Path::SPEC, &mut errors);
+    if let Some(deadline) = spec["progressDeadlineSeconds"].as_i64() {
+        non_negative(spec, "progressDeadlineSeconds", Path::SPEC, &mut errors);
+        if deadline <= spec["minReadySeconds"].as_i64().unwrap_or(0) {
+            let detail = "must be greater than minReadySeconds";
+            errors.push(FieldError::invalid("spec.progressDeadlineSeconds", deadline, detail));
+        }
+    }
+    errors
+}
+
+fn deployment_strategy(strategy: &Value, errors: &mut Errors) {
+    let path = Path::SPEC.field("strategy");
+    match strategy.str_at(&["type"]) {
+        "Recreate" if !strategy["rollingUpdate"].is_null() => {
+            let detail = "may not be specified when strategy `type` is 'Recreate'";
+            errors.push(FieldError::forbidden(path.field("rollingUpdate"), detail));
+        }
+        "Recreate" => {}
+        "RollingUpdate" => rolling_update(&strategy["rollingUpdate"], path.field("rollingUpdate"), errors),
+        _ => errors.push(FieldError::not_supported(path, strategy.clone(), &["Recreate", "RollingUpdate"])),
+    }
+}
+
+/// `maxUnavailable` and `maxSurge` of deployments.
+fn rolling_update(rolling: &Value, path: Path<'_>, errors: &mut Errors) {
+    let (unavailable, surge) = (&rolling["maxUnavailable"], &rolling["maxSurge"]);
+    int_or_percent(unavailable, path.field("maxUnavailable"), errors);
+    int_or_percent(surge, path.field("maxSurge"), errors);
+    let amount = |value: &Value| percent(value).or(value.as_i64()).unwrap_or(0);
+    if amount(unavailable) == 0 && amount(surge) == 0 {
+        let detail = "may not be 0 when `maxSurge` is 0";
+        errors.push(FieldError::invalid(path.field("maxUnavailable"), unavailable.clone(), detail));
+    }
+    at_most_all(unavailable, path.field("maxUnavailable"), errors);
+}
+
+pub fn deployment_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = deployment(obj);
+    immutable(&obj["spec"], &old["spec"], "selector", Path::SPEC, &mut errors);
+    errors
+}
+
+pub fn daemon_set(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    selector_and_template(spec, "empty selector is invalid for daemonset", &mut errors);
+    template(spec, &mut errors);
+    let pod = &spec["template"]["spec"];
+    if pod["restartPolicy"] != "Always" {
+        let policy = pod.str_at(&["restartPolicy"]);
+        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
+    }
+    if !pod["activeDeadlineSeconds"].is_null() {
+        let detail = "activeDeadlineSeconds in DaemonSet is not Supported";
+        errors.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", detail));
+    }
+    non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
+    daemon_set_strategy(&spec["updateStrategy"], &mut errors);
+    non_negative(spec, "revisionHistoryLimit", Path::SPEC, &mut errors);
+    errors
+}
+
+fn daemon_set_strategy(strategy: &Value, errors: &mut Errors) {
+    let path = Path::SPEC.field("updateStrategy");
+    match strategy.str_at(&["type"]) {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let path = path.field("rollingUpdate");
+            let rolling = &strategy["rollingUpdate"];
+            if rolling.is_null() {
+                errors.push(FieldError::required(path, ""));
+                return;
+            }
+            let zero = |value: &Value| percent(value).or(value.as_i64()).unwrap_or(0) == 0;
+            let (unavailable, surge) = (&rolling["maxUnavailable"], &rolling["maxSurge"]);
+            int_or_percent(unavailable, path.field("maxUnavailable"), errors);
+            int_or_percent(surge, path.field("maxSurge"), errors);
+            if !zero(unavailable) && !zero(surge) {
+                let detail = "may not be set when maxUnavailable is non-zero";
+                errors.push(FieldError::invalid(path.field("maxSurge"), surge.clone(), detail));
+            }
+            if zero(unavailable) && zero(surge) {
+                let detail = "cannot be 0 when maxSurge is 0";
+                errors.push(FieldError::required(path.field("maxUnavailable"), detail));
+            }
+            at_most_all(unavailable, path.field("maxUnavailable"), errors);
+            at_most_all(surge, path.field("maxSurge"), errors);
+        }
+        _ => errors.push(FieldError::not_supported(path, strategy.clone(), &["RollingUpdate", "OnDelete"])),
+    }
+}
+
+pub fn daemon_set_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = daemon_set(obj);
+    immutable(&obj["spec"], &old["spec"], "selector", Path::SPEC, &mut errors);
+    errors
+}
+
+pub fn stateful_set(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    let policy = spec.str_at(&["podManagementPolicy"]);
+    match policy {
+        "" => errors.push(FieldError::required("spec.podManagementPolicy", "")),
+        "OrderedReady" | "Parallel" => {}
+        other => {
+            let detail = "must be 'OrderedReady' or 'Parallel'";
+            errors.push(FieldError::invalid("spec.podManagementPolicy", other, detail));
+        }
+    }
+    stateful_set_strategy(&spec["updateStrategy"], &mut errors);
+    let path = Path::SPEC.field("persistentVolumeClaimRetentionPolicy");
+    for field in ["whenDeleted", "whenScaled"] {
+        required_one_of(&spec["persistentVolumeClaimRetentionPolicy"], field, &["Retain", "Delete"], path, &mut errors);
+    }
+    each(spec, "volumeClaimTemplates", Path::SPEC, &mut errors, |claim, path, errors| {
+        storage::claim_spec(&claim["spec"], path.field("spec"), errors);
+    });
+    non_negative(spec, "replicas", Path::SPEC, &mut errors);
+    non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
+    non_negative(&spec["ordinals"], "start", Path::SPEC.field("ordinals"), &mut errors);
+    let service = spec.str_at(&["serviceName"]);
+    if !service.is_empty() {
+        complain(is_dns1123_label(service), service, Path::SPEC.field("serviceName"), &mut errors);
+    }
+    selector_and_template(spec, "empty selector is invalid for statefulset", &mut errors);
+    let volumes = with_claims_as_volumes(spec);
+    template(&volumes, &mut errors);
+    always_running(spec, "StatefulSet", &mut errors);
+    errors
+}
+
+/// The template as its pods will be: with a volume for every claim, and without names that the controller sets.
+fn with_claims_as_volumes(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let names: Vec<Value> =
+        spec.list_at(&["volumeClaimTemplates"]).iter().map(|c| c["metadata"]["name"].clone()).collect();
+    let mut volumes: Vec<Value> = names
+        .iter()
+        .map(|name| serde_json::json!({"name": name, "persistentVolumeClaim": {"claimName": name}}))
+        .collect();
+    let own = spec.list_at(&["template", "spec", "volumes"]).iter().filter(|volume| !names.contains(&volume["name"]));
+    volumes.extend(own.cloned());
+    if spec["template"]["spec"].is_object() {
+        for field in ["hostname", "subdomain"] {
+            spec.remove_at(&["template", "spec", field]);
+        }
+        spec.set(&["template", "spec", "volumes"], volumes);
+    }
+    spec
+}
+
+fn stateful_set_strategy(strategy: &Value, errors: &mut Errors) {
+    let path = Path::SPEC.field("updateStrategy");
+    match strategy.str_at(&["type"]) {
+        "" => errors.push(FieldError::required(path, "")),
+        "OnDelete" => {
+            if !strategy["rollingUpdate"].is_null() {
+                let detail = "only allowed for updateStrategy 'RollingUpdate'";
+                let value = strategy["rollingUpdate"].clone();
+                errors.push(FieldError::invalid(path.field("rollingUpdate"), value, detail));
+            }
+        }
+        "RollingUpdate" => {
+            let rolling = &strategy["rollingUpdate"];
+            let path = path.field("rollingUpdate");
+            non_negative(rolling, "partition", path, errors);
+            let unavailable = &rolling["maxUnavailable"];
+            if !unavailable.is_null() {
+                let path = path.field("maxUnavailable");
+                int_or_percent(unavailable, path, errors);
+                if percent(unavailable).or(unavailable.as_i64()) == Some(0) {
+                    errors.push(FieldError::invalid(path, unavailable.clone(), "cannot be 0"));
+                }
+                at_most_all(unavailable, path, errors);
+            }
+        }
+        _ => {
+            let detail = "must be 'RollingUpdate' or 'OnDelete'";
+            errors.push(FieldError::invalid(path, strategy.clone(), detail));
+        }
+    }
+}
+
+pub fn stateful_set_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = stateful_set(obj);
+    for field in ["selector", "volumeClaimTemplates", "serviceName", "podManagementPolicy"] {
+        immutable(&obj["spec"], &old["spec"], field, Path::SPEC, &mut errors);
+    }
+    errors
+}
+
+/// The status of everything that has replicas.
+pub fn replica_counts(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let status = &obj["status"];
+    let count = |field: &str| status[field].as_i64().unwrap_or(0);
+    let fields = ["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas", "fullyLabeledReplicas"];
+    for field in ["replicas", "unavailableReplicas", "terminatingReplicas", "observedGeneration", "collisionCount"] {
+        non_negative(status, field, Path::STATUS, &mut errors);
+    }
+    for field in fields {
+        non_negative(status, field, Path::STATUS, &mut errors);
+        if count(field) > count("replicas") {
+            let detail = "cannot be greater than status.replicas";
+            errors.push(FieldError::invalid(Path::STATUS.field(field), count(field), detail));
+        }
+    }
+    if count("availableReplicas") > count("readyReplicas") {
+        let detail = "cannot be greater than readyReplicas";
+        errors.push(FieldError::invalid("status.availableReplicas", count("availableReplicas"), detail));
+    }
+    if count("collisionCount") < old["status"]["collisionCount"].as_i64().unwrap_or(0) {
+        errors.push(FieldError::invalid("status.collisionCount", count("collisionCount"), "cannot be decremented"));
+    }
+    errors
+}
+
+pub fn controller_revision(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    non_negative(obj, "revision", Path::Root(""), &mut errors);
+    match &obj["data"] {
+        Value::Null => errors.push(FieldError::required("data", "data is mandatory")),
+        Value::Object(_) => {}
+        _ => errors.push(FieldError::required("data", "data must be a valid JSON object")),
+    }
+    errors
+}
+
+pub fn controller_revision_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if obj["data"] != old["data"] {
+        errors.push(FieldError::invalid("data", obj["data"].clone(), super::IMMUTABLE));
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::texts;
+    use super::*;
+    use crate::registry::defaults;
+
+    fn deployment_with(change: impl FnOnce(&mut Value)) -> Value {
+        let mut obj = json!({"spec": {
+            "selector": {"matchLabels": {"app": "a"}},
+            "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+        change(&mut obj);
+        defaults::apps::deployment(&mut obj);
+        obj
+    }
+
+    #[test]
+    fn deployments_select_their_own_pods() {
+        let cases = [
+            (deployment_with(|_| {}), vec![]),
+            (
+                deployment_with(|d| d["spec"]["selector"]["matchLabels"]["app"] = "b".into()),
+                vec![
+                    r#"spec.template.metadata.labels: Invalid value: {"app":"a"}: `selector` does not match template `labels`"#,
+                ],
+            ),
+            (
+                deployment_with(|d| d["spec"]["replicas"] = (-1).into()),
+                vec!["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+            ),
+            (
+                deployment_with(|d| d["spec"]["template"]["spec"]["restartPolicy"] = "Never".into()),
+                vec![r#"spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always""#],
+            ),
+            (
+                deployment_with(|d| {
+                    d["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}})
+                }),
+                vec!["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0"],
+            ),
+        ];
+        for (obj, expected) in cases {
+            assert_eq!(texts(&deployment(&obj)), expected);
+        }
+    }
+
+    #[test]
+    fn selectors_do_not_change() {
+        let old = deployment_with(|_| {});
+        let new = deployment_with(|d| {
+            d["spec"]["selector"]["matchLabels"] = json!({"b": "c"});
+            d["spec"]["template"]["metadata"]["labels"] = json!({"b": "c"});
+        });
+        let expected = [r#"spec.selector: Invalid value: {"matchLabels":{"b":"c"}}: field is immutable"#];
+        assert_eq!(texts(&deployment_update(&new, &old)), expected);
+    }
+
+    #[test]
+    fn statuses_add_up() {
+        let obj = json!({"status": {"replicas": 1, "readyReplicas": 2}});
+        let expected = ["status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"];
+        assert_eq!(texts(&replica_counts(&obj, &json!({}))), expected);
+    }
+}

@@ -1,0 +1,152 @@
+//! Rules for certificate signing requests.
+
+use apimachinery::status::FieldError;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use x509_parser::prelude::{FromDer, X509CertificationRequest};
+
+use super::{Errors, Path, required};
+use crate::registry::object::ObjectExt;
+
+const USAGES: [&str; 23] = [
+    "signing",
+    "digital signature",
+    "content commitment",
+    "key encipherment",
+    "key agreement",
+    "data encipherment",
+    "cert sign",
+    "crl sign",
+    "encipher only",
+    "decipher only",
+    "any",
+    "server auth",
+    "client auth",
+    "code signing",
+    "email protection",
+    "s/mime",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "timestamping",
+    "ocsp signing",
+    "microsoft sgc",
+    "netscape sgc",
+];
+/// The shortest life of a certificate that may be asked for.
+const SHORTEST_SECONDS: i64 = 600;
+
+pub fn request(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    if let Err(problem) = parse_request(spec.str_at(&["request"])) {
+        errors.push(FieldError::invalid("spec.request", spec["request"].clone(), problem));
+    }
+    let usages = Path::SPEC.field("usages");
+    if spec.list_at(&["usages"]).is_empty() {
+        errors.push(FieldError::required(usages, "usages must not be empty"));
+    }
+    for (index, usage) in spec.list_at(&["usages"]).iter().enumerate() {
+        let text = usage.as_str().unwrap_or_default();
+        if !USAGES.contains(&text) {
+            errors.push(FieldError::not_supported(usages.index(index), text, &USAGES));
+        }
+    }
+    if let Some(name) = required(spec, "signerName", Path::SPEC, &mut errors) {
+        signer_name(name, &mut errors);
+    }
+    if let Some(seconds) = spec["expirationSeconds"].as_i64().filter(|s| *s < SHORTEST_SECONDS) {
+        let detail = "may not specify a duration less than 600 seconds (10 minutes)";
+        errors.push(FieldError::invalid("spec.expirationSeconds", seconds, detail));
+    }
+    errors
+}
+
+fn parse_request(encoded: &str) -> Result<(), &'static str> {
+    let bytes = STANDARD.decode(encoded).map_err(|_| "PEM block type must be CERTIFICATE REQUEST")?;
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(&bytes).map_err(|_| "PEM block type must be CERTIFICATE REQUEST")?;
+    if pem.label != "CERTIFICATE REQUEST" && pem.label != "NEW CERTIFICATE REQUEST" {
+        return Err("PEM block type must be CERTIFICATE REQUEST");
+    }
+    X509CertificationRequest::from_der(&pem.contents)
+        .map_err(|_| "asn1: structure error: malformed certificate request")?;
+    Ok(())
+}
+
+/// `domain/path`.
+fn signer_name(name: &str, errors: &mut Errors) {
+    use apimachinery::meta::validation::is_dns1123_subdomain;
+    const PATH: &str = "spec.signerName";
+    let Some((domain, rest)) = name.split_once('/') else {
+        let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        errors.push(FieldError::invalid(PATH, name, detail));
+        return;
+    };
+    if !domain.contains('.') {
+        errors.push(FieldError::invalid(PATH, name, "should be a domain with at least two segments separated by dots"));
+    }
+    for part in [domain, rest] {
+        errors.extend(is_dns1123_subdomain(part).into_iter().map(|message| FieldError::invalid(PATH, part, message)));
+    }
+}
+
+fn conditions(obj: &Value, errors: &mut Errors) {
+    let list = Path::STATUS.field("conditions");
+    let (mut approved, mut denied) = (false, false);
+    for (index, condition) in obj.list_at(&["status", "conditions"]).iter().enumerate() {
+        let path = list.index(index);
+        let Some(kind) = required(condition, "type", path, errors) else { continue };
+        approved |= kind == "Approved";
+        denied |= kind == "Denied";
+        match condition.str_at(&["status"]) {
+            "True" => {}
+            "" => errors.push(FieldError::required(path.field("status"), "")),
+            other if matches!(kind, "Approved" | "Denied" | "Failed") => {
+                errors.push(FieldError::not_supported(path.field("status"), other, &["True"]));
+            }
+            _ => {}
+        }
+    }
+    if approved && denied {
+        let detail = "Approved and Denied conditions are mutually exclusive";
+        errors.push(FieldError::invalid(list, Value::Null, detail));
+    }
+}
+
+fn removed(obj: &Value, old: &Value, kinds: &[&str], errors: &mut Errors) {
+    let count =
+        |obj: &Value, kind: &str| obj.list_at(&["status", "conditions"]).iter().filter(|c| c["type"] == kind).count();
+    for kind in kinds {
+        if count(obj, kind) < count(old, kind) {
+            let detail = format!("updates may not remove a condition of type {kind:?}");
+            errors.push(FieldError::forbidden("status.conditions", detail));
+        }
+    }
+}
+
+pub fn status_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    conditions(obj, &mut errors);
+    removed(obj, old, &["Approved", "Denied", "Failed"], &mut errors);
+    let has = |obj: &Value, kind: &str| obj.list_at(&["status", "conditions"]).iter().any(|c| c["type"] == kind);
+    for kind in ["Approved", "Denied"] {
+        if has(obj, kind) && !has(old, kind) {
+            let detail = format!("updates may not add a condition of type {kind:?}");
+            errors.push(FieldError::forbidden("status.conditions", detail));
+        }
+    }
+    let (new, stored) = (obj.str_at(&["status", "certificate"]), old.str_at(&["status", "certificate"]));
+    if !stored.is_empty() && new != stored {
+        errors.push(FieldError::forbidden("status.certificate", "updates may not modify existing certificate content"));
+    }
+    errors
+}
+
+pub fn approval_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    conditions(obj, &mut errors);
+    removed(obj, old, &["Approved", "Denied", "Failed"], &mut errors);
+    errors
+}

@@ -1,0 +1,410 @@
+//! Rules for the small kinds of the core group.
+
+use apimachinery::meta::validation::{is_config_map_key, is_qualified_name};
+use apimachinery::status::FieldError;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::{Errors, Path, annotations, complain, required, unique};
+use crate::registry::common::same;
+use crate::registry::object::ObjectExt;
+use crate::registry::validation::container::quantity_value;
+
+/// How much data a secret or config map may hold: 1 MiB.
+const MAX_DATA: usize = 1024 * 1024;
+
+pub fn config_map(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let mut total = 0;
+    for (key, value) in obj["data"].as_object().into_iter().flatten() {
+        complain(is_config_map_key(key), key, Path::Root("data").key(key), &mut errors);
+        if !obj["binaryData"][key].is_null() {
+            let path = Path::Root("data").key(key).to_string();
+            errors.push(FieldError::invalid(path, key.as_str(), "duplicate of key present in binaryData"));
+        }
+        total += value.as_str().map_or(0, str::len);
+    }
+    for (key, value) in obj["binaryData"].as_object().into_iter().flatten() {
+        complain(is_config_map_key(key), key, Path::Root("binaryData").key(key), &mut errors);
+        total += decoded_len(value);
+    }
+    if total > MAX_DATA {
+        errors.push(FieldError::too_long("", MAX_DATA));
+    }
+    errors
+}
+
+/// The length of what a base64 text stands for.
+fn decoded_len(value: &Value) -> usize {
+    let text = value.as_str().unwrap_or_default();
+    let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
+    (text.len() / 4 * 3).saturating_sub(padding)
+}
+
+pub fn config_map_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = frozen_data(obj, old, &["data", "binaryData"]);
+    errors.extend(config_map(obj));
+    errors
+}
+
+/// What is marked as immutable stays so, and stays as it is.
+fn frozen_data(obj: &Value, old: &Value, fields: &[&str]) -> Errors {
+    const DETAIL: &str = "field is immutable when `immutable` is set";
+    let mut errors = Errors::new();
+    if old["immutable"] == true {
+        if obj["immutable"] != true {
+            errors.push(FieldError::forbidden("immutable", DETAIL));
+        }
+        for field in fields {
+            if !same(&obj[*field], &old[*field]) {
+                errors.push(FieldError::forbidden(field, DETAIL));
+            }
+        }
+    }
+    errors
+}
+
+pub fn secret(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let data = Path::Root("data");
+    let mut total = 0;
+    for (key, value) in obj["data"].as_object().into_iter().flatten() {
+        complain(is_config_map_key(key), key, data.key(key), &mut errors);
+        total += decoded_len(value);
+    }
+    if total > MAX_DATA {
+        errors.push(FieldError::too_long(data, MAX_DATA));
+    }
+    let has = |key: &str| !obj["data"][key].is_null();
+    let missing = |key: &str| FieldError::required(data.key(key), "");
+    match obj.str_at(&["type"]) {
+        "kubernetes.io/service-account-token" => {
+            const NAME: &str = "kubernetes.io/service-account.name";
+            if obj.annotation(NAME).unwrap_or_default().is_empty() {
+                errors.push(FieldError::required(Path::METADATA.field("annotations").key(NAME), ""));
+            }
+        }
+        "kubernetes.io/dockercfg" => docker_config(obj, ".dockercfg", &mut errors),
+        "kubernetes.io/dockerconfigjson" => docker_config(obj, ".dockerconfigjson", &mut errors),
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
+            errors.extend([missing("username"), missing("password")]);
+        }
+        "kubernetes.io/ssh-auth" if obj.str_at(&["data", "ssh-privatekey"]).is_empty() => {
+            errors.push(missing("ssh-privatekey"));
+        }
+        "kubernetes.io/tls" => errors.extend(["tls.crt", "tls.key"].into_iter().filter(|key| !has(key)).map(missing)),
+        _ => {}
+    }
+    errors
+}
+
+fn docker_config(obj: &Value, key: &str, errors: &mut Errors) {
+    let path = Path::Root("data");
+    let Some(text) = obj["data"][key].as_str() else {
+        errors.push(FieldError::required(path.key(key), ""));
+        return;
+    };
+    let parsed = serde_json::from_slice::<Value>(&STANDARD.decode(text).unwrap_or_default());
+    let problem = match parsed {
+        Ok(Value::Object(_)) => return,
+        Ok(_) => "json: cannot unmarshal into Go value of type map[string]interface {}".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    errors.push(FieldError::invalid(path.key(key), "<secret contents redacted>", problem));
+}
+
+pub fn secret_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if obj["type"] != old["type"] {
+        errors.push(FieldError::invalid("type", obj["type"].clone(), super::IMMUTABLE));
+    }
+    errors.extend(frozen_data(obj, old, &["data"]));
+    errors.extend(secret(obj));
+    errors
+}
+
+pub fn resource_quota(obj: &Value) -> Errors {
+    const STANDARD: [&str; 22] = [
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.storage",
+        "requests.ephemeral-storage",
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "pods",
+        "resourcequotas",
+        "services",
+        "replicationcontrollers",
+        "secrets",
+        "persistentvolumeclaims",
+        "configmaps",
+        "services.nodeports",
+        "services.loadbalancers",
+        "storage",
+        "count/",
+        "hugepages-",
+    ];
+    let mut errors = Errors::new();
+    let path = Path::SPEC.field("hard");
+    for (name, value) in obj["spec"]["hard"].as_object().into_iter().flatten() {
+        let path = path.key(name);
+        complain(is_qualified_name(name), name, path, &mut errors);
+        let base = name.strip_prefix("requests.").unwrap_or(name);
+        if !name.contains('/') && !STANDARD.contains(&name.as_str()) && !base.starts_with("hugepages-") {
+            let detail = "must be a standard resource for quota";
+            errors.push(FieldError::invalid(path, name.as_str(), detail));
+        }
+        quantity_value(name, value, path, &mut errors);
+    }
+    errors
+}
+
+pub fn node(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    annotations(&obj["metadata"]["annotations"], Path::METADATA.field("annotations"), &mut errors);
+    taints(obj, &mut errors);
+    if obj.list_at(&["spec", "podCIDRs"]).len() > 2 {
+        let detail = "may specify no more than one CIDR for each IP family";
+        errors.push(FieldError::invalid(Path::SPEC.field("podCIDRs"), obj["spec"]["podCIDRs"].clone(), detail));
+    }
+    errors
+}
+
+fn taints(obj: &Value, errors: &mut Errors) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let list = Path::METADATA.field("taints");
+    for (index, taint) in obj.list_at(&["spec", "taints"]).iter().enumerate() {
+        let path = list.index(index);
+        let (key, effect) = (taint.str_at(&["key"]), taint.str_at(&["effect"]));
+        complain(is_qualified_name(key), key, path.field("key"), errors);
+        let value = taint.str_at(&["value"]);
+        complain(apimachinery::meta::validation::is_valid_label_value(value), value, path.field("value"), errors);
+        super::required_one_of(taint, "effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"], path, errors);
+        if seen.contains(&(key, effect)) {
+            let mut error = FieldError::duplicate(path, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".into();
+            errors.push(error);
+        }
+        seen.push((key, effect));
+    }
+}
+
+pub fn node_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = node(obj);
+    let cidrs = old.list_at(&["spec", "podCIDRs"]);
+    if !cidrs.is_empty() && cidrs != obj.list_at(&["spec", "podCIDRs"]) {
+        let detail = "node updates may not change podCIDR except from \"\" to valid";
+        errors.push(FieldError::forbidden(Path::SPEC.field("podCIDRs"), detail));
+    }
+    let (given, stored) = (obj.str_at(&["spec", "providerID"]), old.str_at(&["spec", "providerID"]));
+    if !stored.is_empty() && given != stored {
+        let detail =
+            if given.is_empty() { "field cannot be cleared once set" } else { "field cannot be modified once set" };
+        errors.push(FieldError::invalid(Path::SPEC.field("providerID"), Value::Null, detail));
+    }
+    errors
+}
+
+pub fn event(obj: &Value) -> Errors {
+    const DETAIL: &str = "does not match event.namespace";
+    let mut errors = Errors::new();
+    let (namespace, involved) = (obj.namespace(), obj.str_at(&["involvedObject", "namespace"]));
+    let is_old = obj["eventTime"].is_null();
+    let agree = match (is_old, involved) {
+        (true, "") => matches!(namespace, "" | "default"),
+        (true, involved) => namespace == involved,
+        (false, "") => matches!(namespace, "default" | "kube-system"),
+        (false, _) => true,
+    };
+    if !agree {
+        errors.push(FieldError::invalid("involvedObject.namespace", involved, DETAIL));
+    }
+    if !is_old {
+        newer_event(obj, &mut errors);
+    }
+    errors
+}
+
+/// Events with a time of their own say who reports what.
+fn newer_event(obj: &Value, errors: &mut Errors) {
+    let reporter = obj.str_at(&["reportingComponent"]);
+    let path = Path::Root("reportingComponent");
+    if reporter.is_empty() {
+        errors.push(FieldError::required(path, ""));
+    }
+    complain(is_qualified_name(reporter), reporter, path, errors);
+    let limits =
+        [("reportingInstance", 128, true), ("action", 128, true), ("reason", 128, true), ("message", 1024, false)];
+    for (field, limit, needed) in limits {
+        let text = obj.str_at(&[field]);
+        if needed && text.is_empty() {
+            errors.push(FieldError::required(field, ""));
+        }
+        if text.len() > limit {
+            errors.push(FieldError::invalid(field, "", format!("can have at most {limit} characters")));
+        }
+    }
+}
+
+pub fn limit_range(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let mut seen = Vec::new();
+    super::each(&obj["spec"], "limits", Path::SPEC, &mut errors, |limit, path, errors| {
+        if let Some(kind) = required(limit, "type", path, errors) {
+            if seen.iter().any(|known: &String| known == kind) {
+                errors.push(FieldError::duplicate(path.field("type"), kind));
+            }
+            seen.push(kind.to_owned());
+        }
+        for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+            let path = path.field(list);
+            for (name, value) in limit[list].as_object().into_iter().flatten() {
+                quantity_value(name, value, path.key(name), errors);
+            }
+        }
+        if limit["type"] == "Pod" {
+            for list in ["default", "defaultRequest"] {
+                if super::super::tables::count(&limit[list]) > 0 {
+                    let detail = format!("may not be specified when `type` is '{}'", "Pod");
+                    errors.push(FieldError::forbidden(path.field(list), detail));
+                }
+            }
+        }
+        limit_order(limit, path, errors);
+    });
+    errors
+}
+
+/// Minimum, default request, default limit and maximum do not contradict each other.
+fn limit_order(limit: &Value, path: Path<'_>, errors: &mut Errors) {
+    use crate::registry::core::pod_prepare::quantity;
+    let pairs = [
+        ("min", "max", "min", "min value {} is greater than max value {}"),
+        ("min", "defaultRequest", "defaultRequest", "min value {} is greater than default request value {}"),
+        ("defaultRequest", "max", "defaultRequest", "default request value {} is greater than max value {}"),
+        (
+            "defaultRequest",
+            "default",
+            "defaultRequest",
+            "default request value {} is greater than default limit value {}",
+        ),
+        ("min", "default", "min", "min value {} is greater than default value {}"),
+        ("default", "max", "default", "default value {} is greater than max value {}"),
+    ];
+    for (low, high, blamed, text) in pairs {
+        for (name, value) in limit[low].as_object().into_iter().flatten() {
+            let (Some(a), Some(b)) = (quantity(value), quantity(&limit[high][name])) else { continue };
+            if a > b {
+                let detail = text.replacen("{}", &a.to_string(), 1).replacen("{}", &b.to_string(), 1);
+                let path = path.field(blamed);
+                let value = limit[blamed][name].clone();
+                errors.push(FieldError::invalid(path.key(name), value, detail));
+            }
+        }
+    }
+}
+
+pub fn endpoints(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let list = Path::Root("subsets");
+    for (index, subset) in obj.list_at(&["subsets"]).iter().enumerate() {
+        let path = list.index(index);
+        if subset.list_at(&["addresses"]).is_empty() && subset.list_at(&["notReadyAddresses"]).is_empty() {
+            errors.push(FieldError::required(path, "must specify `addresses` or `notReadyAddresses`"));
+        }
+        for field in ["addresses", "notReadyAddresses"] {
+            super::each(subset, field, path, &mut errors, |address, path, errors| {
+                let ip = address.str_at(&["ip"]);
+                complain(apimachinery::meta::validation::is_valid_ip(ip), ip, path.field("ip"), errors);
+            });
+        }
+        let several = subset.list_at(&["ports"]).len() > 1;
+        let mut seen = Vec::new();
+        let ports = path.field("ports");
+        for (index, port) in subset.list_at(&["ports"]).iter().enumerate() {
+            let path = ports.index(index);
+            if several {
+                if let Some(name) = required(port, "name", path, &mut errors) {
+                    unique(&mut seen, name, path.field("name"), &mut errors);
+                }
+            }
+            super::dns_label(port, "name", path, &mut errors);
+            let number = port.i64_at(&["port"]).unwrap_or(0);
+            for message in apimachinery::meta::validation::is_valid_port_number(number) {
+                errors.push(FieldError::invalid(path.field("port"), number, message));
+            }
+            super::required_one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, &mut errors);
+        }
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::texts;
+    use super::*;
+
+    #[test]
+    fn data_is_checked() {
+        let cases = [
+            (json!({"data": {"a": "b"}}), vec![]),
+            (
+                json!({"data": {"a": "b"}, "binaryData": {"a": "eA=="}}),
+                vec![r#"data[a]: Invalid value: "a": duplicate of key present in binaryData"#],
+            ),
+            (json!({"data": {"a": "x".repeat(MAX_DATA + 1)}}), vec![": Too long: may not be more than 1048576 bytes"]),
+        ];
+        for (obj, expected) in cases {
+            assert_eq!(texts(&config_map(&obj)), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_immutable_stays() {
+        let old = json!({"immutable": true, "data": {"a": "b"}});
+        let expected = [
+            "immutable: Forbidden: field is immutable when `immutable` is set",
+            "data: Forbidden: field is immutable when `immutable` is set",
+        ];
+        assert_eq!(texts(&config_map_update(&json!({"data": {"a": "c"}}), &old)), expected);
+        assert!(config_map_update(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn secrets_have_what_their_type_needs() {
+        let cases = [
+            (json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}}), vec!["data[tls.key]: Required value"]),
+            (
+                json!({"type": "kubernetes.io/basic-auth"}),
+                vec!["data[username]: Required value", "data[password]: Required value"],
+            ),
+            (json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "e30="}}), vec![]),
+            (
+                json!({"type": "kubernetes.io/service-account-token"}),
+                vec!["metadata.annotations[kubernetes.io/service-account.name]: Required value"],
+            ),
+        ];
+        for (obj, expected) in cases {
+            assert_eq!(texts(&secret(&obj)), expected);
+        }
+        let errors = secret_update(&json!({"type": "b"}), &json!({"type": "a"}));
+        assert_eq!(texts(&errors), [r#"type: Invalid value: "b": field is immutable"#]);
+    }
+
+    #[test]
+    fn events_live_beside_their_object() {
+        let event_in = |namespace: &str, involved: &str| {
+            event(&json!({"metadata": {"namespace": namespace}, "involvedObject": {"namespace": involved}}))
+        };
+        assert!(event_in("a", "a").is_empty() && event_in("default", "").is_empty());
+        let expected = [r#"involvedObject.namespace: Invalid value: "b": does not match event.namespace"#];
+        assert_eq!(texts(&event_in("a", "b")), expected);
+    }
+}

@@ -1,0 +1,119 @@
+//! Rules for priority classes, runtime classes and claimed devices.
+
+use apimachinery::meta::validation::is_dns1123_label;
+use apimachinery::status::FieldError;
+use serde_json::Value;
+
+use super::{Errors, IMMUTABLE, Path, complain, pod};
+use crate::registry::common::same;
+use crate::registry::object::ObjectExt;
+
+/// What users may define; above are the system's own classes.
+const HIGHEST_USER_PRIORITY: i64 = 1_000_000_000;
+const SYSTEM_PREFIX: &str = "system-";
+const SYSTEM_CLASSES: [(&str, i64); 2] =
+    [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+
+pub fn priority_class(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let value = obj.i64_at(&["value"]).unwrap_or(0);
+    let name = obj.name();
+    if name.starts_with(SYSTEM_PREFIX) {
+        let problem = match SYSTEM_CLASSES.iter().find(|(known, _)| *known == name) {
+            None => Some(format!("{name} is not a known system priority class")),
+            Some((_, wanted)) if *wanted != value => Some(format!("value of {name} PriorityClass must be {wanted}")),
+            Some(_) if obj["globalDefault"] == true => {
+                Some(format!("globalDefault of {name} PriorityClass must be false"))
+            }
+            Some(_) => None,
+        };
+        if let Some(problem) = problem {
+            let detail = format!(
+                "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {problem}"
+            );
+            errors.push(FieldError::forbidden("metadata.name", detail));
+        }
+    } else if value > HIGHEST_USER_PRIORITY {
+        let detail = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
+        errors.push(FieldError::forbidden("value", detail));
+    }
+    let policy = obj.str_at(&["preemptionPolicy"]);
+    if !policy.is_empty() && !matches!(policy, "PreemptLowerPriority" | "Never") {
+        errors.push(FieldError::not_supported("preemptionPolicy", policy, &["PreemptLowerPriority", "Never"]));
+    }
+    errors
+}
+
+pub fn priority_class_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if obj.i64_at(&["value"]) != old.i64_at(&["value"]) {
+        errors.push(FieldError::forbidden("value", "may not be changed in an update."));
+    }
+    if obj["preemptionPolicy"] != old["preemptionPolicy"] {
+        errors.push(FieldError::invalid("preemptionPolicy", obj["preemptionPolicy"].clone(), IMMUTABLE));
+    }
+    errors
+}
+
+pub fn runtime_class(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let handler = obj.str_at(&["handler"]);
+    complain(is_dns1123_label(handler), handler, Path::Root("handler"), &mut errors);
+    let path = Path::Root("scheduling");
+    super::labels(&obj["scheduling"]["nodeSelector"], path.field("nodeSelector"), &mut errors);
+    super::each(&obj["scheduling"], "tolerations", path, &mut errors, pod::toleration);
+    errors
+}
+
+pub fn runtime_class_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if obj["handler"] != old["handler"] {
+        errors.push(FieldError::invalid("handler", obj["handler"].clone(), IMMUTABLE));
+    }
+    errors
+}
+
+/// Objects whose spec never changes.
+pub fn spec_immutable(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if !same(&obj["spec"], &old["spec"]) {
+        errors.push(FieldError::invalid("spec", obj["spec"].clone(), IMMUTABLE));
+    }
+    errors
+}
+
+pub fn resource_claim_update(obj: &Value, old: &Value) -> Errors {
+    spec_immutable(obj, old)
+}
+
+pub fn resource_slice_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for field in ["nodeName", "driver"] {
+        super::immutable(&obj["spec"], &old["spec"], field, Path::SPEC, &mut errors);
+    }
+    if obj["spec"]["pool"]["name"] != old["spec"]["pool"]["name"] {
+        errors.push(FieldError::invalid("spec.pool.name", obj["spec"]["pool"]["name"].clone(), IMMUTABLE));
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::texts;
+    use super::*;
+
+    #[test]
+    fn the_systems_names_and_values_are_its_own() {
+        let class =
+            |name: &str, value: i64| texts(&priority_class(&json!({"metadata": {"name": name}, "value": value})));
+        assert!(class("high", 1000).is_empty() && class("system-node-critical", 2_000_001_000).is_empty());
+        assert_eq!(
+            class("high", 2_000_000_000),
+            ["value: Forbidden: maximum allowed value of a user defined priority is 1000000000"]
+        );
+        let reserved = "metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class";
+        assert_eq!(class("system-x", 1), [reserved]);
+    }
+}

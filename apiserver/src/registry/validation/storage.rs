@@ -1,0 +1,302 @@
+//! Rules for volumes, claims, storage classes and CSI objects.
+
+use apimachinery::status::FieldError;
+use serde_json::Value;
+
+use super::container::quantity_value;
+use super::volume::host_path;
+use super::{Errors, IMMUTABLE, Path, each, label_selector, one_of, pod, required, required_one_of};
+use crate::registry::common::{is_nothing, same};
+use crate::registry::core::pod_prepare::quantity;
+use crate::registry::object::ObjectExt;
+
+const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+/// Fields of a volume's spec that are no source of storage.
+const NO_SOURCE: [&str; 9] = [
+    "accessModes",
+    "capacity",
+    "claimRef",
+    "mountOptions",
+    "nodeAffinity",
+    "persistentVolumeReclaimPolicy",
+    "storageClassName",
+    "volumeMode",
+    "volumeAttributesClassName",
+];
+
+fn access_modes(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    let list = path.field("accessModes");
+    let modes = spec.list_at(&["accessModes"]);
+    if modes.is_empty() {
+        errors.push(FieldError::required(list, "at least 1 access mode is required"));
+    }
+    for mode in modes {
+        let text = mode.as_str().unwrap_or_default();
+        if !ACCESS_MODES.contains(&text) {
+            errors.push(FieldError::not_supported(list, text, &ACCESS_MODES));
+        }
+    }
+    if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
+        let detail = "may not use ReadWriteOncePod with other access modes";
+        errors.push(FieldError::forbidden(list, detail));
+    }
+}
+
+pub fn persistent_volume(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    access_modes(spec, Path::SPEC, &mut errors);
+    let capacity = Path::SPEC.field("capacity");
+    let amounts = spec["capacity"].as_object();
+    if amounts.is_none_or(serde_json::Map::is_empty) {
+        errors.push(FieldError::required(capacity, ""));
+    } else if spec["capacity"]["storage"].is_null() || amounts.is_some_and(|a| a.len() > 1) {
+        errors.push(FieldError::not_supported(capacity, spec["capacity"].clone(), &["storage"]));
+    }
+    for (name, amount) in amounts.into_iter().flatten() {
+        quantity_value(name, amount, capacity.key(name), &mut errors);
+        if quantity(amount).is_some_and(|q| q.signum() <= 0) {
+            let path = capacity.key(name);
+            errors.push(FieldError::invalid(path, amount.clone(), "must be greater than zero"));
+        }
+    }
+    required_one_of(spec, "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"], Path::SPEC, &mut errors);
+    one_of(spec, "volumeMode", &["Block", "Filesystem"], Path::SPEC, &mut errors);
+    let affinity = Path::SPEC.field("nodeAffinity");
+    if spec["nodeAffinity"]["required"].is_object() {
+        pod::node_selector(&spec["nodeAffinity"]["required"], affinity.field("required"), &mut errors);
+    }
+    volume_source(spec, &mut errors);
+    errors
+}
+
+fn volume_source(spec: &Value, errors: &mut Errors) {
+    let fields = spec.as_object().into_iter().flatten();
+    let sources: Vec<&String> = fields
+        .filter(|(key, value)| !NO_SOURCE.contains(&key.as_str()) && !value.is_null())
+        .map(|(key, _)| key)
+        .collect();
+    for extra in sources.iter().skip(1) {
+        errors.push(FieldError::forbidden(Path::SPEC.field(extra), "may not specify more than 1 volume type"));
+    }
+    match sources.first().map(|source| source.as_str()) {
+        None => errors.push(FieldError::required("spec", "must specify a volume type")),
+        Some("hostPath") => {
+            host_path(&spec["hostPath"], Path::SPEC.field("hostPath"), errors);
+            if spec["hostPath"]["path"] == "/" && spec["persistentVolumeReclaimPolicy"] == "Recycle" {
+                let detail = "may not be 'recycle' for a hostPath mount of '/'";
+                errors.push(FieldError::forbidden("spec.persistentVolumeReclaimPolicy", detail));
+            }
+        }
+        Some("local") => {
+            required(&spec["local"], "path", Path::SPEC.field("local"), errors);
+            if spec["nodeAffinity"].is_null() {
+                let detail = "Local volume requires node affinity";
+                errors.push(FieldError::required("metadata.annotations", detail));
+            }
+        }
+        Some("csi") => {
+            let path = Path::SPEC.field("csi");
+            required(&spec["csi"], "driver", path, errors);
+            required(&spec["csi"], "volumeHandle", path, errors);
+        }
+        Some(_) => {}
+    }
+}
+
+pub fn persistent_volume_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = persistent_volume(obj);
+    let source = |spec: &Value| {
+        let mut fields = spec.as_object().cloned().unwrap_or_default();
+        fields.retain(|key, _| !NO_SOURCE.contains(&key.as_str()));
+        Value::Object(fields)
+    };
+    if !same(&source(&obj["spec"]), &source(&old["spec"])) {
+        let detail = "spec.persistentvolumesource is immutable after creation";
+        errors.push(FieldError::forbidden("spec.persistentvolumesource", detail));
+    }
+    super::immutable(&obj["spec"], &old["spec"], "volumeMode", Path::SPEC, &mut errors);
+    if !is_nothing(&old["spec"]["nodeAffinity"]) {
+        super::immutable(&obj["spec"], &old["spec"], "nodeAffinity", Path::SPEC, &mut errors);
+    }
+    errors
+}
+
+pub fn claim(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    claim_spec(&obj["spec"], Path::SPEC, &mut errors);
+    errors
+}
+
+pub fn claim_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    access_modes(spec, path, errors);
+    label_selector(&spec["selector"], path.field("selector"), errors);
+    let requests = path.field("resources");
+    let requests = requests.field("requests");
+    let storage = &spec["resources"]["requests"]["storage"];
+    match quantity(storage) {
+        None => errors.push(FieldError::required(requests.key("storage"), "")),
+        Some(amount) if amount.signum() <= 0 => {
+            errors.push(FieldError::invalid(requests.key("storage"), storage.clone(), "must be greater than zero"));
+        }
+        Some(_) => {}
+    }
+    super::container::subdomain(spec.str_at(&["storageClassName"]), path.field("storageClassName"), errors);
+    one_of(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
+    if spec["dataSource"].is_object() {
+        required(&spec["dataSource"], "name", path.field("dataSource"), errors);
+        required(&spec["dataSource"], "kind", path.field("dataSource"), errors);
+    }
+}
+
+pub fn claim_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = claim(obj);
+    let (spec, stored) = (&obj["spec"], &old["spec"]);
+    let mut munged = spec.clone();
+    // The controller binds an unbound claim and may give it a class.
+    if stored.str_at(&["volumeName"]).is_empty() {
+        crate::registry::strategy::keep(&mut munged, stored, "volumeName");
+    }
+    if stored["storageClassName"].is_null() {
+        crate::registry::strategy::keep(&mut munged, stored, "storageClassName");
+    }
+    let bound = old["status"]["phase"] == "Bound";
+    if bound {
+        crate::registry::strategy::keep(&mut munged, stored, "resources");
+    }
+    crate::registry::strategy::keep(&mut munged, stored, "volumeAttributesClassName");
+    if !same(&munged, stored) {
+        let detail =
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        errors.push(FieldError::forbidden("spec", detail));
+    }
+    let size = |claim: &Value| quantity(&claim["spec"]["resources"]["requests"]["storage"]);
+    if let (Some(new), Some(before)) = (size(obj), size(old))
+        && new < before
+        && new <= quantity(&old["status"]["capacity"]["storage"]).unwrap_or(before)
+    {
+        let detail = "field can not be less than status.capacity";
+        errors.push(FieldError::forbidden("spec.resources.requests.storage", detail));
+    }
+    super::immutable(spec, stored, "volumeMode", Path::SPEC, &mut errors);
+    errors
+}
+
+pub fn storage_class(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let root = Path::Root("provisioner");
+    if obj.str_at(&["provisioner"]).is_empty() {
+        errors.push(FieldError::required(root, ""));
+    }
+    for (field, allowed) in
+        [("reclaimPolicy", ["Delete", "Retain"]), ("volumeBindingMode", ["Immediate", "WaitForFirstConsumer"])]
+    {
+        let text = obj.str_at(&[field]);
+        if !text.is_empty() && !allowed.contains(&text) {
+            errors.push(FieldError::not_supported(field, text, &allowed));
+        }
+    }
+    errors
+}
+
+pub fn storage_class_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for (field, detail) in [
+        ("parameters", "updates to parameters are forbidden."),
+        ("provisioner", "updates to provisioner are forbidden."),
+        ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
+    ] {
+        if !same(&obj[field], &old[field]) {
+            errors.push(FieldError::forbidden(field, detail));
+        }
+    }
+    if !same(&obj["volumeBindingMode"], &old["volumeBindingMode"]) {
+        errors.push(FieldError::invalid("volumeBindingMode", obj["volumeBindingMode"].clone(), IMMUTABLE));
+    }
+    errors
+}
+
+pub fn volume_attributes_class_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for field in ["driverName", "parameters"] {
+        if !same(&obj[field], &old[field]) {
+            errors.push(FieldError::invalid(field, obj[field].clone(), IMMUTABLE));
+        }
+    }
+    errors
+}
+
+pub fn volume_attachment_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if !same(&obj["spec"], &old["spec"]) {
+        errors.push(FieldError::invalid("spec", obj["spec"].clone(), IMMUTABLE));
+    }
+    errors
+}
+
+pub fn csi_node(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let mut seen: Vec<String> = Vec::new();
+    each(&obj["spec"], "drivers", Path::SPEC, &mut errors, |driver, path, errors| {
+        if let Some(name) = required(driver, "name", path, errors) {
+            if seen.iter().any(|known| known == name) {
+                errors.push(FieldError::duplicate(path.field("name"), name));
+            }
+            seen.push(name.to_owned());
+        }
+        required(driver, "nodeID", path, errors);
+    });
+    errors
+}
+
+pub fn csi_driver_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for field in ["attachRequired", "volumeLifecycleModes"] {
+        super::immutable(&obj["spec"], &old["spec"], field, Path::SPEC, &mut errors);
+    }
+    errors
+}
+
+pub fn csi_storage_capacity_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for field in ["nodeTopology", "storageClassName"] {
+        if !same(&obj[field], &old[field]) {
+            errors.push(FieldError::invalid(field, obj[field].clone(), IMMUTABLE));
+        }
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::texts;
+    use super::*;
+
+    #[test]
+    fn claims_ask_for_something() {
+        let expected = [
+            "spec.accessModes: Required value: at least 1 access mode is required",
+            "spec.resources.requests[storage]: Required value",
+        ];
+        assert_eq!(texts(&claim(&json!({"spec": {}}))), expected);
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        assert!(claim(&json!({"spec": spec})).is_empty());
+    }
+
+    #[test]
+    fn volumes_have_one_source_that_stays() {
+        let volume = |source: Value| {
+            let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "persistentVolumeReclaimPolicy": "Retain"});
+            spec.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+            json!({"spec": spec})
+        };
+        assert_eq!(texts(&persistent_volume(&volume(json!({})))), ["spec: Required value: must specify a volume type"]);
+        let (a, b) = (volume(json!({"hostPath": {"path": "/a"}})), volume(json!({"hostPath": {"path": "/b"}})));
+        assert!(persistent_volume(&a).is_empty());
+        let expected =
+            ["spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation"];
+        assert_eq!(texts(&persistent_volume_update(&b, &a)), expected);
+    }
+}

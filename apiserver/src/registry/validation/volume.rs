@@ -1,0 +1,201 @@
+//! Rules for the volumes of a pod.
+
+use apimachinery::meta::validation::is_dns1123_label;
+use apimachinery::status::FieldError;
+use serde_json::Value;
+
+use super::container::{VOLUME_FIELDS, field_ref, local_path, no_back_steps, resource_field_ref};
+use super::{Errors, Path, complain, each, one_of, required, storage};
+use crate::registry::core::pod_prepare::quantity;
+use crate::registry::object::ObjectExt;
+
+/// The names of the volumes that are in order; what is wrong with the others is complained about.
+pub fn volumes<'v>(spec: &'v Value, path: Path<'_>, errors: &mut Errors) -> Vec<&'v str> {
+    let path = path.field("volumes");
+    let mut names: Vec<&str> = Vec::new();
+    for (index, volume) in spec.list_at(&["volumes"]).iter().enumerate() {
+        let path = path.index(index);
+        let before = errors.len();
+        source(volume, path, errors);
+        let name = volume.str_at(&["name"]);
+        if required(volume, "name", path, errors).is_some() {
+            complain(is_dns1123_label(name), name, path.field("name"), errors);
+        }
+        if names.contains(&name) {
+            errors.push(FieldError::duplicate(path.field("name"), name));
+        }
+        if errors.len() == before {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn source(volume: &Value, path: Path<'_>, errors: &mut Errors) {
+    let sources = volume.as_object().into_iter().flatten().filter(|(key, value)| *key != "name" && !value.is_null());
+    let mut found = 0;
+    for (kind, source) in sources {
+        let path = path.field(kind);
+        found += 1;
+        if found > 1 {
+            errors.push(FieldError::forbidden(path, "may not specify more than 1 volume type"));
+            continue;
+        }
+        one(kind, source, path, errors);
+    }
+    if found == 0 {
+        errors.push(FieldError::required(path, "must specify a volume type"));
+    }
+}
+
+fn one(kind: &str, source: &Value, path: Path<'_>, errors: &mut Errors) {
+    match kind {
+        "emptyDir" => {
+            if quantity(&source["sizeLimit"]).is_some_and(|limit| limit.signum() < 0) {
+                let detail = "SizeLimit field must be a valid resource quantity";
+                errors.push(FieldError::forbidden(path.field("sizeLimit"), detail));
+            }
+        }
+        "hostPath" => host_path(source, path, errors),
+        "secret" => {
+            required(source, "secretName", path, errors);
+            mode(source, "defaultMode", path, errors);
+            each(source, "items", path, errors, key_to_path);
+        }
+        "configMap" => {
+            required(source, "name", path, errors);
+            mode(source, "defaultMode", path, errors);
+            each(source, "items", path, errors, key_to_path);
+        }
+        "downwardAPI" => {
+            mode(source, "defaultMode", path, errors);
+            each(source, "items", path, errors, downward_file);
+        }
+        "projected" => {
+            mode(source, "defaultMode", path, errors);
+            projected(source, path, errors);
+        }
+        "persistentVolumeClaim" => {
+            required(source, "claimName", path, errors);
+        }
+        "nfs" => {
+            required(source, "server", path, errors);
+            if let Some(text) = required(source, "path", path, errors)
+                && !text.starts_with('/')
+            {
+                errors.push(FieldError::invalid(path.field("path"), text, "must be an absolute path"));
+            }
+        }
+        "csi" => {
+            required(source, "driver", path, errors);
+        }
+        "ephemeral" => {
+            let template = &source["volumeClaimTemplate"];
+            let path = path.field("volumeClaimTemplate");
+            if template.is_null() {
+                errors.push(FieldError::required(path, ""));
+            } else {
+                storage::claim_spec(&template["spec"], path.field("spec"), errors);
+            }
+        }
+        "image" => {
+            one_of(source, "pullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
+        }
+        _ => {}
+    }
+}
+
+pub fn host_path(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    const TYPES: [&str; 7] =
+        ["BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    if let Some(text) = required(source, "path", path, errors) {
+        no_back_steps(text, path.field("path"), errors);
+    }
+    one_of(source, "type", &TYPES, path, errors);
+}
+
+/// Permission bits, as an optional octal number.
+fn mode(obj: &Value, field: &str, path: Path<'_>, errors: &mut Errors) {
+    if let Some(bits) = obj[field].as_i64().filter(|bits| !(0..=0o777).contains(bits)) {
+        let detail = "must be a number between 0 and 0777 (octal), both inclusive";
+        errors.push(FieldError::invalid(path.field(field), bits, detail));
+    }
+}
+
+fn key_to_path(item: &Value, path: Path<'_>, errors: &mut Errors) {
+    required(item, "key", path, errors);
+    if let Some(text) = required(item, "path", path, errors) {
+        file_path(text, path.field("path"), errors);
+    }
+    mode(item, "mode", path, errors);
+}
+
+/// A relative path that does not begin with two dots.
+fn file_path(text: &str, path: Path<'_>, errors: &mut Errors) {
+    local_path(text, path, errors);
+    if text.starts_with("..") && !text.starts_with("../") && text != ".." {
+        errors.push(FieldError::invalid(path, text, "must not start with '..'"));
+    }
+}
+
+fn downward_file(item: &Value, path: Path<'_>, errors: &mut Errors) {
+    if let Some(text) = required(item, "path", path, errors) {
+        file_path(text, path.field("path"), errors);
+    }
+    match (&item["fieldRef"], &item["resourceFieldRef"]) {
+        (Value::Null, Value::Null) => {
+            errors.push(FieldError::required(path, "one of fieldRef and resourceFieldRef is required"));
+        }
+        (Value::Null, resource) => {
+            required(resource, "containerName", path.field("resourceFieldRef"), errors);
+            resource_field_ref(resource, path.field("resourceFieldRef"), errors);
+        }
+        (field, Value::Null) => field_ref(field, VOLUME_FIELDS, path.field("fieldRef"), errors),
+        _ => {
+            let detail = "fieldRef and resourceFieldRef can not be specified simultaneously";
+            errors.push(FieldError::invalid(path, "resource", detail));
+        }
+    }
+    mode(item, "mode", path, errors);
+}
+
+fn projected(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    let list = path.field("sources");
+    for (index, source) in source.list_at(&["sources"]).iter().enumerate() {
+        let path = list.index(index);
+        let kinds =
+            ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+        let given: Vec<&str> = kinds.into_iter().filter(|kind| !source[*kind].is_null()).collect();
+        for extra in given.iter().skip(1) {
+            errors.push(FieldError::forbidden(path.field(extra), "may not specify more than 1 volume type per source"));
+        }
+        let Some(kind) = given.first() else {
+            errors.push(FieldError::required(path, "must specify exactly one volume source"));
+            continue;
+        };
+        let (value, path) = (&source[*kind], path.field(kind));
+        match *kind {
+            "secret" | "configMap" => {
+                required(value, "name", path, errors);
+                each(value, "items", path, errors, key_to_path);
+            }
+            "downwardAPI" => each(value, "items", path, errors, downward_file),
+            "serviceAccountToken" => token(value, path, errors),
+            _ => {}
+        }
+    }
+}
+
+fn token(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    let seconds = source["expirationSeconds"].as_i64().unwrap_or(3600);
+    if seconds < 600 {
+        let detail = "may not specify a duration less than 10 minutes";
+        errors.push(FieldError::invalid(path.field("expirationSeconds"), seconds, detail));
+    } else if seconds > 1 << 32 {
+        let detail = "may not specify a duration larger than 2^32 seconds";
+        errors.push(FieldError::invalid(path.field("expirationSeconds"), seconds, detail));
+    }
+    if let Some(text) = required(source, "path", path, errors) {
+        file_path(text, path.field("path"), errors);
+    }
+}
