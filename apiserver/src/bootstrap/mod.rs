@@ -48,7 +48,7 @@ async fn once(server: &Arc<Server>) {
     until_done("default RBAC policy", || rbac::reconcile(server)).await;
     until_done("priority classes", || cluster::priority_classes(server)).await;
     until_done("default service CIDR", || cluster::service_cidr(server)).await;
-    until_done("kubernetes service", || keep(server)).await;
+    until_done("kubernetes service", || cluster::kubernetes_service(server)).await;
     until_done("authentication config map", || cluster::authentication(server)).await;
     until_done("api services", || api_services::register(server)).await;
     tracing::info!("bootstrap objects are in place");

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use apimachinery::process::error_chain;
 use apimachinery::status::Result;
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::upgrade::reach_error;
 use super::{Request, full};
 use crate::registry::strategy::{Cx, SubresourceHandler};
 use crate::server::Server;
@@ -56,7 +56,7 @@ async fn component(server: &Server, port: u16) -> std::result::Result<String, St
     let mut request = Request::new(full(""));
     *request.uri_mut() = url.parse().map_err(|error: http::uri::InvalidUri| failed(&error))?;
     let asked = async {
-        let response = server.proxies.any_server().request(request).await.map_err(|error| failed(&error_chain(&error)))?;
+        let response = server.proxies.any_server().request(request).await.map_err(|error| failed(&reach_error(&url, &error)))?;
         let code = response.status();
         let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| failed(&error))?;
         let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
@@ -70,7 +70,7 @@ async fn member(url: &str) -> std::result::Result<String, String> {
     let address = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
     match timeout(PATIENCE, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok("ok".into()),
-        Ok(Err(error)) => Err(format!("dial tcp {address}: {error}")),
+        Ok(Err(error)) => Err(reach_error(url, &error)),
         Err(_) => Err(format!("dial tcp {address}: no answer in time")),
     }
 }

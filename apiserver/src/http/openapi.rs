@@ -1,14 +1,172 @@
 //! `/openapi/v2` and `/openapi/v3`: the schema of everything that is served, for `kubectl explain` and for validation
-//! by clients.
+//! by clients. Documents are made when somebody asks and not kept: clients keep them, by hash and entity tag.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use apimachinery::meta::GroupVersion;
+use apimachinery::schema::openapi;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION,
+    VARY,
+};
+use http::{HeaderMap, StatusCode};
 
-use super::{RequestInfo, Response};
+use super::{RequestInfo, Response, full};
 use crate::server::Server;
 
+const JSON: &str = "application/json";
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// How clients ask for it, from old to new.
+const V2_PROTOBUF_NAMES: [&str; 2] =
+    ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"];
+
+/// Which document a path is about.
+enum Document {
+    Index,
+    V3(GroupVersion),
+    V2 { protobuf: bool },
+}
+
+impl Document {
+    fn at(path: &str, headers: &HeaderMap) -> Option<Self> {
+        match path.trim_end_matches('/') {
+            "/openapi/v2" => Some(Self::V2 { protobuf: accepts(headers, &V2_PROTOBUF_NAMES) }),
+            "/openapi/v3" => Some(Self::Index),
+            path => {
+                let root = path.strip_prefix("/openapi/v3/")?;
+                let parts: Vec<&str> = root.split('/').collect();
+                match parts.as_slice() {
+                    ["api", version] => Some(Self::V3(GroupVersion::new("", (*version).to_owned()))),
+                    ["apis", group, version] => Some(Self::V3(GroupVersion::new((*group).to_owned(), (*version).to_owned()))),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    /// The document's bytes; `None` when there is no such group and version.
+    fn make(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Index => Some(openapi::v3_index().to_string().into_bytes()),
+            Self::V3(version) => openapi::v3(version, &*descriptions(Some(version))),
+            Self::V2 { protobuf: false } => Some(openapi::v2(&*descriptions(None))),
+            Self::V2 { protobuf: true } => Some(openapi::v2_protobuf(&*descriptions(None))),
+        }
+    }
+}
+
+type Describe = Box<dyn Fn(&str) -> Option<openapi::Description>>;
+
+/// The prose of a group and version, or of all.
+#[cfg(feature = "descriptions")]
+fn descriptions(version: Option<&GroupVersion>) -> Describe {
+    let found = version.map_or_else(openapi::descriptions::of_all, openapi::descriptions::of);
+    Box::new(move |name| found.get(name))
+}
+
+#[cfg(not(feature = "descriptions"))]
+fn descriptions(_: Option<&GroupVersion>) -> Describe {
+    Box::new(|_| None)
+}
+
+fn accepts(headers: &HeaderMap, kinds: &[&str]) -> bool {
+    let lines = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let first = lines.flat_map(|line| line.split(',')).map(|accept| accept.split(';').next().unwrap_or_default().trim());
+    // The first that we have counts; JSON is always had.
+    first.filter(|kind| kinds.contains(kind) || matches!(*kind, JSON | "*/*" | "application/*")).next().is_some_and(|kind| kinds.contains(&kind))
+}
+
 /// The answer to a path below `/openapi/`; `None` for paths without a document.
-pub async fn answer(_server: &Arc<Server>, _info: &RequestInfo, _headers: &HeaderMap) -> Option<Response> {
-    None
+pub async fn answer(_server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMap) -> Option<Response> {
+    let document = Document::at(&info.path, headers)?;
+    let content_type = if matches!(document, Document::V2 { protobuf: true }) { V2_PROTOBUF } else { JSON };
+    let root = info.path.trim_end_matches('/').trim_start_matches("/openapi/v3/").to_owned();
+    let hash = openapi::hash(&root);
+    if let (Document::V3(_), Some(asked)) = (&document, info.param("hash"))
+        && asked != hash
+    {
+        return Some(moved(&format!("/openapi/v3/{root}?hash={hash}")));
+    }
+    let is_pinned = info.param("hash").is_some();
+    let etag = format!("\"{hash}\"");
+    if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
+        return Some(finish(Vec::new(), StatusCode::NOT_MODIFIED, &etag, content_type, is_pinned));
+    }
+    let wants_gzip = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).is_some_and(|line| line.contains("gzip"));
+    let made = tokio::task::spawn_blocking(move || {
+        let bytes = document.make()?;
+        Some(if wants_gzip { gzip(&bytes).map_or((bytes, false), |packed| (packed, true)) } else { (bytes, false) })
+    });
+    let (bytes, packed) = match made.await {
+        Ok(made) => made?,
+        Err(error) => {
+            tracing::error!(%error, path = info.path, "an OpenAPI document could not be made");
+            return None;
+        }
+    };
+    let mut response = finish(bytes, StatusCode::OK, &etag, content_type, is_pinned);
+    if packed {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    Some(response)
+}
+
+fn gzip(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).ok()?;
+    encoder.finish().ok()
+}
+
+fn moved(location: &str) -> Response {
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    set(&mut response, LOCATION, location);
+    response
+}
+
+fn set(response: &mut Response, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+/// Documents that were asked for by their hash never change.
+fn finish(bytes: Vec<u8>, status: StatusCode, etag: &str, content_type: &str, is_pinned: bool) -> Response {
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = status;
+    set(&mut response, CONTENT_TYPE, content_type);
+    set(&mut response, ETAG, etag);
+    set(&mut response, VARY, "Accept-Encoding, Accept");
+    set(&mut response, CACHE_CONTROL, if is_pinned { "public, immutable" } else { "no-cache, private" });
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_what_the_client_lists_first() {
+        for (accept, protobuf) in [
+            ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", true),
+            ("application/json, application/com.github.proto-openapi.spec.v2@v1.0+protobuf", false),
+            ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf;q=1, */*", true),
+            ("*/*", false),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+            assert_eq!(accepts(&headers, &V2_PROTOBUF_NAMES), protobuf, "{accept}");
+        }
+    }
+
+    #[test]
+    fn paths_name_documents() {
+        let made = |path: &str| Document::at(path, &HeaderMap::new()).and_then(|document| document.make());
+        assert!(made("/openapi/v3").is_some());
+        assert!(made("/openapi/v3/apis/apps/v1").is_some());
+        assert!(made("/openapi/v3/apis/nothing/v1").is_none());
+        assert!(made("/openapi/v4").is_none());
+    }
 }

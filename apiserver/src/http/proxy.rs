@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use apimachinery::meta::{GroupKind, GroupResource};
-use apimachinery::process::error_chain;
 use apimachinery::status::{FieldError, Result, Status};
 use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use serde_json::Value;
 
-use super::upgrade::{Identity, Outbound, OutboundError, forward, outbound, wants_upgrade};
+use super::upgrade::{Identity, Outbound, OutboundError, forward, outbound, reach_error, wants_upgrade};
 use super::{Request, RequestInfo, Response, full};
 use crate::config::Config;
 use crate::registry::object::ObjectExt;
@@ -240,7 +239,7 @@ fn rewrite_location(response: &mut Response, base: &str, prefix: &str) {
 async fn send(server: &Arc<Server>, client: &Outbound, target: &str, request: Request) -> Result<Response> {
     let uri: Uri = target.parse().map_err(|error| Status::bad_request(format!("invalid target of the proxy: {error}")))?;
     let sent = forward(client, uri, request, &server.shutdown).await;
-    sent.map_err(|error| Status::service_unavailable(format!("error trying to reach service: {}", error_chain(&error))))
+    sent.map_err(|error| Status::service_unavailable(format!("error trying to reach service: {}", reach_error(target, &error))))
 }
 
 /// The container that is meant: the named one, which must exist, or the only one.
@@ -305,7 +304,7 @@ async fn stream(server: &Arc<Server>, info: &RequestInfo, request: Request) -> R
     let target = format!("https://{}:{port}{path}?{}", bracketed(&host), encoded(&params));
     let uri: Uri = target.parse().map_err(|error| Status::internal(format!("address of the kubelet: {error}")))?;
     let sent = forward(&server.proxies.kubelets, uri, request, &server.shutdown).await;
-    sent.map_err(|error| Status::internal(format!("error dialing backend: {}", error_chain(&error))))
+    sent.map_err(|error| Status::internal(format!("error dialing backend: {}", reach_error(&target, &error))))
 }
 
 /// `log`: the kubelet's text as it comes.
@@ -333,7 +332,7 @@ async fn log(server: &Arc<Server>, info: &RequestInfo, request: Request) -> Resu
     }
     let sent = forward(&server.proxies.kubelets, uri, asked, &server.shutdown).await;
     let response =
-        sent.map_err(|error| Status::internal(format!("Get {target:?}: {}", error_chain(&error))))?;
+        sent.map_err(|error| Status::internal(format!("Get {target:?}: {}", reach_error(&target, &error))))?;
     if !response.status().is_success() {
         return Err(kubelet_error(response, &info.name).await);
     }

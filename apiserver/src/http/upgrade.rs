@@ -192,6 +192,24 @@ pub async fn forward(
     Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()))
 }
 
+/// What went wrong on the way to a backend, in the words that users of upstream search for.
+pub fn reach_error(target: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    let address = target.split_once("://").map_or(target, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::ConnectionRefused => format!("dial tcp {address}: connect: connection refused"),
+                std::io::ErrorKind::HostUnreachable => format!("dial tcp {address}: connect: no route to host"),
+                std::io::ErrorKind::TimedOut => format!("dial tcp {address}: i/o timeout"),
+                _ => format!("dial tcp {address}: {io}"),
+            };
+        }
+        cause = error.source();
+    }
+    apimachinery::process::error_chain(error)
+}
+
 /// Copies bytes both ways until either side is done, off the request's task: the answer must go out first.
 fn join(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade, shutdown: CancellationToken) {
     tokio::spawn(async move {
