@@ -49,6 +49,9 @@ pub struct Options {
     /// Networks of the addresses that answer on node ports, separated by commas; or "primary".
     #[arg(long, value_delimiter = ',')]
     nodeport_addresses: Vec<String>,
+    /// Remove all rules of all modes and end.
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub cleanup: bool,
     /// Address and port of the health checks; empty switches them off.
     #[arg(long, default_value = "0.0.0.0:10256")]
     healthz_bind_address: String,
@@ -223,7 +226,7 @@ impl Document {
         })?;
         Ok(Config {
             mode,
-            node_name: node_name(self.hostname_override)?,
+            node_name: node_name(&self.hostname_override)?,
             kubeconfig: Some(self.client_connection.kubeconfig).filter(|path| !path.is_empty()).map(PathBuf::from),
             cluster_cidr: cluster_cidr(&self.cluster_cidr)?,
             mark,
@@ -258,7 +261,7 @@ impl ConntrackDocument {
     }
 }
 
-fn node_name(given: String) -> Result<String, ConfigError> {
+fn node_name(given: &str) -> Result<String, ConfigError> {
     let name = match given.trim() {
         "" => nix::unistd::gethostname().map_err(ConfigError::HostName)?.to_string_lossy().trim().to_owned(),
         given => given.to_owned(),

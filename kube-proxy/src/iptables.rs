@@ -17,6 +17,9 @@ const CANARY: &str = "KUBE-PROXY-CANARY";
 pub const SIGNS: [(&str, &str, Option<&str>); 3] =
     [("nat", CANARY, None), ("nat", "PREROUTING", Some("KUBE-SERVICES")), ("filter", "FORWARD", Some("KUBE-SERVICES"))];
 
+const FILTER_CHAINS: [&str; 4] = ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL"];
+const NAT_CHAINS: [&str; 5] = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", CANARY];
+
 /// Prefixes of the chains that belong to single services.
 const OWN_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-", "KUBE-FW-"];
 
@@ -59,15 +62,33 @@ pub fn script(
     existing_filter: &BTreeSet<String>,
     existing_nat: &BTreeSet<String>,
 ) -> String {
-    let mut filter =
-        Table::new("filter", &["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL"]);
-    let mut nat = Table::new("nat", &["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", CANARY]);
+    let mut filter = Table::new("filter", &FILTER_CHAINS);
+    let mut nat = Table::new("nat", &NAT_CHAINS);
     fixed_rules(&mut filter, &mut nat, settings);
     for port in &plan.ports {
         Writer { filter: &mut filter, nat: &mut nat, settings, port }.write();
     }
     node_port_jumps(&mut nat, settings);
     filter.finish(existing_filter) + &nat.finish(existing_nat)
+}
+
+/// The script that removes all our chains; the jumps must have been removed before.
+pub fn removal(existing_filter: &BTreeSet<String>, existing_nat: &BTreeSet<String>) -> String {
+    let table = |name: &str, fixed: &[&str], existing: &BTreeSet<String>| {
+        let ours = |chain: &&String| {
+            fixed.contains(&chain.as_str()) || OWN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+        };
+        let ours: Vec<&String> = existing.iter().filter(ours).collect();
+        let mut text = format!("*{name}\n");
+        for chain in &ours {
+            let _ = writeln!(text, ":{chain} - [0:0]");
+        }
+        for chain in &ours {
+            let _ = writeln!(text, "-X {chain}");
+        }
+        text + "COMMIT\n"
+    };
+    table("filter", &FILTER_CHAINS, existing_filter) + &table("nat", &NAT_CHAINS, existing_nat)
 }
 
 fn fixed_rules(filter: &mut Table, nat: &mut Table, settings: &Settings) {
@@ -397,5 +418,9 @@ mod tests {
         let text = script(&Plan::default(), &settings(), &BTreeSet::new(), &existing);
         assert!(text.contains(":KUBE-SVC-OLD - [0:0]") && text.contains("-X KUBE-SVC-OLD"));
         assert!(!text.contains("OTHER"));
+        let removal = removal(&BTreeSet::new(), &existing);
+        assert!(
+            removal.contains("-X KUBE-SVC-OLD") && removal.contains("-X KUBE-SERVICES") && !removal.contains("OTHER")
+        );
     }
 }

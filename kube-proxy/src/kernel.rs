@@ -63,14 +63,18 @@ async fn must(program: &'static str, arguments: &[&str], input: &str) -> Result<
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     const LONGEST: usize = 2000;
-    let mut message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    message.truncate(message.floor_char_boundary(LONGEST));
+    let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(LONGEST).collect();
     Err(KernelError::Failed { program, message })
 }
 
 /// Applies a script for `nft -f -`: all of it or nothing.
 pub async fn nft(script: &str) -> Result<(), KernelError> {
     must("nft", &["-f", "-"], script).await.map(|_| ())
+}
+
+/// Removes our table if there is one.
+pub async fn nft_remove() -> Result<(), KernelError> {
+    nft(&format!("add table ip {TABLE}\ndelete table ip {TABLE}\n")).await
 }
 
 /// Whether our table is still there with the chain that everything starts from.
@@ -136,6 +140,18 @@ pub async fn iptables_ensure(table: &str, chain: &str, rule: &[&str]) -> Result<
         return Ok(());
     }
     must("iptables", &arguments("-I"), "").await.map(|_| ())
+}
+
+/// Takes a rule out of a chain, as often as it is there.
+pub async fn iptables_remove(table: &str, chain: &str, rule: &[&str]) -> Result<(), KernelError> {
+    let arguments = [&["-w", "5", "-t", table, "-D", chain], rule].concat();
+    // Bounded, in case somebody else keeps putting it back.
+    for _ in 0..16 {
+        if !run("iptables", &arguments, "").await?.status.success() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Forgets tracked connections that match; that there are none is fine.

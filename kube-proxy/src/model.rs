@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    fn service(spec: serde_json::Value) -> Option<Service> {
+    fn service(spec: &serde_json::Value) -> Option<Service> {
         let object = json!({"metadata": {"namespace": "ns", "name": "svc"}, "spec": spec,
             "status": {"loadBalancer": {"ingress": [
                 {"ip": "192.0.2.1"}, {"ip": "192.0.2.2", "ipMode": "Proxy"}, {"hostname": "x"}]}}});
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_load_balancer_service() {
-        let read = service(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
+        let read = service(&json!({"type": "LoadBalancer", "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
             "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000, "sessionAffinity": "ClientIP",
             "loadBalancerSourceRanges": [" 10.1.2.3/8 ", "fd00::/64"],
             "ports": [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}))
@@ -274,10 +274,10 @@ mod tests {
 
     #[test]
     fn services_without_anything_to_do() {
-        assert_eq!(service(json!({"clusterIP": "None", "clusterIPs": ["None"]})), None);
-        assert_eq!(service(json!({"type": "ExternalName", "externalName": "example.org"})), None);
-        assert_eq!(service(json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]})), None);
-        let dual = service(json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.7"]})).unwrap();
+        assert_eq!(service(&json!({"clusterIP": "None", "clusterIPs": ["None"]})), None);
+        assert_eq!(service(&json!({"type": "ExternalName", "externalName": "example.org"})), None);
+        assert_eq!(service(&json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]})), None);
+        let dual = service(&json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.7"]})).unwrap();
         assert_eq!(dual.cluster_ip, Ipv4Addr::new(10, 96, 0, 7));
     }
 

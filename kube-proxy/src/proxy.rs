@@ -15,7 +15,7 @@ use crate::http_server::{ListenError, serve};
 use crate::informers::Informers;
 use crate::kernel::{self, KernelError};
 use crate::model::Model;
-use crate::nftables::{Ruleset, Settings, adopt, compile, diff};
+use crate::nftables::{Ruleset, Settings, Transaction, adopt, compile, diff, replace};
 use crate::plan::{Disposition, Plan, plan};
 use crate::{conntrack, iptables};
 
@@ -25,6 +25,8 @@ pub enum ProxyError {
     Config(#[from] ConfigError),
     #[error("cannot use the Kubernetes API")]
     Client(#[from] ClientError),
+    #[error("cannot remove the rules")]
+    Cleanup(#[source] KernelError),
     #[error("cannot serve health checks")]
     Healthz(#[source] ListenError),
     #[error("cannot serve metrics")]
@@ -43,6 +45,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Pr
 }
 
 async fn serve_all(options: Options) -> Result<(), ProxyError> {
+    if options.cleanup {
+        remove_nftables().await.and(remove_iptables().await).map_err(ProxyError::Cleanup)?;
+        return Ok(());
+    }
     let config = options.resolve()?;
     let api = KubeconfigArgs { kubeconfig: config.kubeconfig.clone(), master: options.api.master.clone() };
     let client = api.client("kube-proxy").await?;
@@ -80,6 +86,7 @@ struct Proxy {
 
 impl Proxy {
     async fn follow(mut self, informers: &Informers) -> Result<(), ProxyError> {
+        let mut other_mode = true;
         let mut last = None::<Instant>;
         let mut retry = None::<Duration>;
         loop {
@@ -102,7 +109,13 @@ impl Proxy {
             self.health.set_eligible(model.node.eligible);
             last = Some(Instant::now());
             retry = match self.sync(&model).await {
-                Ok(()) => None,
+                Ok(()) => {
+                    // Only now, so that services work all the time while a node changes its mode.
+                    if std::mem::take(&mut other_mode) {
+                        self.backend.remove_other_mode().await;
+                    }
+                    None
+                }
                 Err(error) => {
                     self.metrics.sync_failures.inc();
                     let next = retry.map_or(Duration::from_secs(1), |retry| (retry * 2).min(self.config.sync));
@@ -182,6 +195,17 @@ impl Backend {
         }
     }
 
+    /// Rules of the other mode would go on redirecting to endpoints of the past.
+    async fn remove_other_mode(&self) {
+        let removed = match self {
+            Self::Nftables(_) => remove_iptables().await,
+            Self::Iptables { .. } => remove_nftables().await,
+        };
+        if let Err(error) = removed {
+            tracing::debug!(error = error_chain(&error), "cannot look for rules of the other mode");
+        }
+    }
+
     fn forget(&mut self) {
         match self {
             Self::Nftables(installed) => *installed = None,
@@ -215,6 +239,21 @@ async fn iptables_present() -> Result<bool, KernelError> {
     Ok(true)
 }
 
+async fn remove_nftables() -> Result<(), KernelError> {
+    if kernel::nft_present().await? { kernel::nft_remove().await } else { Ok(()) }
+}
+
+async fn remove_iptables() -> Result<(), KernelError> {
+    if !kernel::iptables_leads("nat", "KUBE-SERVICES", None).await? {
+        return Ok(());
+    }
+    for jump in iptables::jumps() {
+        kernel::iptables_remove(jump.table, jump.chain, &jump.rule).await?;
+    }
+    let (filter, nat) = (kernel::iptables_chains("filter").await?, kernel::iptables_chains("nat").await?);
+    kernel::iptables_restore(&iptables::removal(&filter, &nat)).await
+}
+
 async fn install_nftables(
     installed: &mut Option<Box<Ruleset>>,
     plan: &Plan,
@@ -222,18 +261,39 @@ async fn install_nftables(
 ) -> Result<(), KernelError> {
     let wanted = compile(plan, settings);
     let transaction = match installed {
-        Some(old) => diff(old, &wanted),
-        None => adopt(&kernel::nft_installed().await?.unwrap_or_default(), &wanted),
+        Some(old) => {
+            let transaction = diff(old, &wanted);
+            if !transaction.apply.is_empty() {
+                kernel::nft(&transaction.apply).await?;
+            }
+            transaction
+        }
+        None => adopt_nftables(&wanted).await?,
     };
-    if !transaction.apply.is_empty() {
-        tracing::trace!(script = transaction.apply, "applying");
-        kernel::nft(&transaction.apply).await?;
-    }
     *installed = Some(Box::new(wanted));
     if !transaction.clean_up.is_empty() {
         kernel::nft(&transaction.clean_up).await?;
     }
     Ok(())
+}
+
+/// Takes over what an earlier process left, or replaces it if that is not possible.
+async fn adopt_nftables(wanted: &Ruleset) -> Result<Transaction, KernelError> {
+    let Some(installed) = kernel::nft_installed().await? else {
+        let fresh = replace(wanted);
+        kernel::nft(&fresh.apply).await?;
+        return Ok(fresh);
+    };
+    let transaction = adopt(&installed, wanted);
+    match kernel::nft(&transaction.apply).await {
+        Ok(()) => Ok(transaction),
+        Err(error) => {
+            tracing::warn!(error = error_chain(&error), "the table of an earlier process does not fit; replacing it");
+            let fresh = replace(wanted);
+            kernel::nft(&fresh.apply).await?;
+            Ok(fresh)
+        }
+    }
 }
 
 async fn install_iptables(

@@ -82,8 +82,7 @@ fn skeleton(settings: &Settings) -> Ruleset {
         rule([Match::MarkSet(settings.mark)], Action::Masquerade { clear: Some(settings.mark) }),
         rule([Match::CtDnat, Match::Hairpin(HAIRPINS)], Action::Masquerade { clear: None }),
     ];
-    let mut ruleset = Ruleset::default();
-    ruleset.chains = base_chains();
+    let mut ruleset = Ruleset { chains: base_chains(), ..Ruleset::default() };
     for (name, rules) in [
         (SERVICES, services),
         (MASQUERADING, masquerading),

@@ -105,6 +105,13 @@ pub fn adopt(installed: &Installed, new: &Ruleset) -> Transaction {
     Transaction { apply: script.0, clean_up }
 }
 
+/// In place of a table that cannot be adopted because another program made it differently. One transaction as well,
+/// but clients lose their endpoints.
+pub fn replace(new: &Ruleset) -> Transaction {
+    let fresh = adopt(&Installed::default(), new);
+    Transaction { apply: format!("add table ip {TABLE}\ndelete table ip {TABLE}\n{}", fresh.apply), ..fresh }
+}
+
 fn removal(stale: &Installed) -> String {
     let mut script = Script::default();
     // First nothing may refer to anything that goes, then the order is free.

@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 pub use compile::{Settings, compile};
-pub use diff::{Installed, Transaction, adopt, diff};
+pub use diff::{Installed, Transaction, adopt, diff, replace};
 pub use trace::{Outcome, Packet, trace};
 
 use crate::model::Protocol;

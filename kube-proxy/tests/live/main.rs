@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const VIP: &str = "10.96.0.1:80";
 const NODE_PORT: &str = "10.78.0.2:30080";
 
-fn service(spec: Value) -> Value {
+fn service(spec: &Value) -> Value {
     let mut service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": "web"},
         "spec": {"type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"],
@@ -82,7 +82,7 @@ async fn refused(lab: &Lab, from: &str, to: &str) {
 
 async fn everything(mode: &str) {
     let mut lab = Lab::new(mode);
-    lab.api.put("services", service(json!({})));
+    lab.api.put("services", service(&json!({})));
     lab.api.put("endpointslices", slice(&[P1, P2]));
     lab.start_proxy();
 
@@ -101,7 +101,7 @@ async fn everything(mode: &str) {
     // Policy Local keeps the client's address, and tells load balancers where the endpoints are.
     lab.api.put(
         "services",
-        service(json!({"externalTrafficPolicy": "Local", "type": "LoadBalancer", "healthCheckNodePort": 32000})),
+        service(&json!({"externalTrafficPolicy": "Local", "type": "LoadBalancer", "healthCheckNodePort": 32000})),
     );
     answers(&lab, "out", NODE_PORT, "p1", "10.78.0.1").await;
     eventually("the health check node port counts one", PATIENCE, || {
@@ -118,7 +118,7 @@ async fn everything(mode: &str) {
     .await;
 
     // Nobody serves.
-    lab.api.put("services", service(json!({})));
+    lab.api.put("services", service(&json!({})));
     lab.api.put("endpointslices", slice(&[]));
     refused(&lab, "p1", VIP).await;
     refused(&lab, "node", VIP).await;
@@ -127,7 +127,7 @@ async fn everything(mode: &str) {
     // A client stays with its endpoint.
     lab.api.put(
         "services",
-        service(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}})),
+        service(&json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}})),
     );
     lab.api.put("endpointslices", slice(&[P1, P2]));
     let first = eventually("the service answers again", PATIENCE, || {
@@ -160,7 +160,7 @@ async fn restart_and_repair(lab: &mut Lab, sticky: &str) {
     assert_eq!(lab.ask("out", NODE_PORT).unwrap().0, sticky);
     assert_eq!(lab.echo(&mut connection), sticky);
 
-    lab.api.put("services", service(json!({})));
+    lab.api.put("services", service(&json!({})));
     lab.remove_rules();
     spreads(lab, "out", NODE_PORT).await;
     spreads(lab, "p2", VIP).await;
