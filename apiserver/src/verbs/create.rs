@@ -47,8 +47,9 @@ async fn write_once(call: &Call<'_>, mut object: Value) -> Result<Written> {
     call.admit(Operation::Create, &requested_name, &mut object, None).await?;
     strategy.default(&mut object);
     metadata::fill_for_create(&mut object, cx.now);
-    strategy.prepare_for_create(&cx, &mut object);
+    // Some kinds write their own name elsewhere in the object: jobs, namespaces.
     metadata::generate_name(&mut object);
+    strategy.prepare_for_create(&cx, &mut object);
     let name = object.name().to_owned();
     let undo = strategy.begin_create(&cx, &mut object).await?;
     let result = check_and_put(call, &name, &mut object).await;
