@@ -54,6 +54,8 @@ struct State {
     horizon: u64,
     watchers: Watchers,
     snapshots: BTreeMap<u64, (Instant, Objects)>,
+    /// What happened while the cache was still being filled.
+    pending: Vec<Change>,
 }
 
 pub struct ResourceCache {
@@ -233,6 +235,8 @@ impl ResourceCache {
         state.horizon = revision;
         state.watchers.clear();
         state.snapshots.clear();
+        let pending = std::mem::take(&mut state.pending);
+        self.apply_locked(&mut state, &pending.iter().collect::<Vec<_>>());
     }
 
     /// Ends every watch, because the resource is served no more.
@@ -243,6 +247,13 @@ impl ResourceCache {
     /// Applies changes, in order. Nothing under another prefix may be among them.
     pub(super) fn apply(&self, changes: &[&Change]) {
         let mut state = self.state.lock();
+        if !self.is_ready() {
+            return state.pending.extend(changes.iter().map(|change| (*change).clone()));
+        }
+        self.apply_locked(&mut state, changes);
+    }
+
+    fn apply_locked(&self, state: &mut State, changes: &[&Change]) {
         let view = self.view.load_full();
         let mut objects = view.objects.clone();
         let mut changed = view.changed;
@@ -250,7 +261,7 @@ impl ResourceCache {
         let now = Instant::now();
         for change in changes {
             let revision = revision_of(change);
-            if revision <= view.changed && view.ready {
+            if revision <= view.changed {
                 continue; // Seen before, in the list that filled the cache.
             }
             changed = changed.max(revision);

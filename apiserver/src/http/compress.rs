@@ -59,7 +59,8 @@ mod tests {
     #[test]
     fn what_goes_in_comes_out() {
         let chunks: Vec<Bytes> = (0..50).map(|i| Bytes::from(format!("{i} ").repeat(1000))).collect();
-        let packed: Vec<u8> = Gzip::new(chunks.clone().into_iter()).flat_map(|chunk| chunk.expect("packs").to_vec()).collect();
+        let packed: Vec<u8> =
+            Gzip::new(chunks.clone().into_iter()).flat_map(|chunk| chunk.expect("packs").to_vec()).collect();
         let mut text = Vec::new();
         flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut text).expect("unpacks");
         assert_eq!(text, chunks.concat());

@@ -57,13 +57,9 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
             Some(served.subresources.iter().find(|sub| sub.name == name).cloned().ok_or_else(Status::path_not_found)?)
         }
     };
-    if resource.namespaced
-        && info.namespace.is_empty()
-        && !info.name.is_empty()
-        && info.verb != "list"
-        && info.verb != "watch"
-    {
-        return Err(Status::path_not_found());
+    let spans_namespaces = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    if resource.namespaced && info.namespace.is_empty() && !spans_namespaces {
+        return Err(if info.name.is_empty() { method_not_allowed() } else { Status::path_not_found() });
     }
     check_verb(info, &served, subresource.as_ref())?;
     let format = negotiate::accept(input.headers)?;
@@ -76,7 +72,11 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
         options: write_options(input)?,
         ..Call::new(input.server, input.user, resource.clone(), served.clone())
     };
-    let request = Request { input, renderer: Renderer { resource, served, format, include, gzip: super::compress::is_wanted(input.headers) }, call };
+    let request = Request {
+        input,
+        renderer: Renderer { resource, served, format, include, gzip: super::compress::is_wanted(input.headers) },
+        call,
+    };
     match subresource {
         Some(sub) => request.subresource(&sub).await,
         None => request.resource().await,
@@ -90,7 +90,11 @@ fn check_verb(info: &RequestInfo, served: &Served, subresource: Option<&ServedSu
     if known || (info.verb == "list" && verbs.iter().any(|verb| verb == "list")) {
         return Ok(());
     }
-    Err(Status::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"))
+    Err(method_not_allowed())
+}
+
+fn method_not_allowed() -> Status {
+    Status::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
 }
 
 fn write_options(input: &Input<'_>) -> Result<WriteOptions> {
@@ -257,6 +261,7 @@ impl Request<'_> {
             bookmarks,
             mark_initial_end: wants_initial == Some(true) && bookmarks,
             timeout: self.watch_timeout()?,
+            shutdown: self.input.server.shutdown.clone(),
         };
         match self.call.resource.cache.watch(selection, start) {
             Ok((watch, initial)) => Ok(watch::respond(self.renderer.clone(), watch, initial, options).into()),

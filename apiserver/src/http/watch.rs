@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::codec;
+use apimachinery::process::CancellationToken;
 use apimachinery::status::Status;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, header};
@@ -30,6 +31,8 @@ pub struct Options {
     /// A bookmark shall end the initial events.
     pub mark_initial_end: bool,
     pub timeout: Duration,
+    /// Ends the watch, so that the server can stop.
+    pub shutdown: CancellationToken,
 }
 
 /// How long a watch lasts when the client does not say: random, so that not all come back at once.
@@ -50,6 +53,7 @@ pub fn respond(renderer: Renderer, watch: Watch, initial: Option<Snapshot>, opti
         bookmarks: options.bookmarks.then_some(bookmarks),
         columns_sent: false,
         ended: false,
+        shutdown: options.shutdown,
         renderer,
         watch,
     };
@@ -88,6 +92,7 @@ struct Stream {
     bookmarks: Option<Interval>,
     columns_sent: bool,
     ended: bool,
+    shutdown: CancellationToken,
 }
 
 enum Wake {
@@ -147,6 +152,7 @@ impl Stream {
             event = self.watch.next() => event.map_or(Wake::Ended, Wake::Event),
             () = bookmark => Wake::Bookmark,
             () = tokio::time::sleep_until(self.deadline) => Wake::TimedOut,
+            () = self.shutdown.cancelled() => Wake::TimedOut,
         }
     }
 

@@ -196,7 +196,7 @@ async fn attempt(call: &Call<'_>, base: Option<&Arc<Stored>>, options: &DeleteOp
 
 async fn put_marked(call: &Call<'_>, key: &str, revision: u64, mut marked: Value) -> Result<Attempt> {
     let ttl = call.resource.strategy.ttl(call.server, &marked);
-    let outcome = call.server.store.put(key, to_bytes(&marked)?, Expect::Revision(revision), ttl).await;
+    let outcome = call.server.store.put(key, to_bytes(&mut marked)?, Expect::Revision(revision), ttl).await;
     match outcome.map_err(|error| store_failed(&error))? {
         Outcome::Mismatch(entry) => Ok(Attempt::Lost(entry)),
         Outcome::Done(revision) => {

@@ -197,10 +197,9 @@ pub fn timestamp(now: jiff::Timestamp) -> String {
 }
 
 /// What is written to the store: everything but the revision, which the store itself keeps.
-fn to_bytes(object: &Value) -> Result<bytes::Bytes> {
-    let mut object = object.clone();
+fn to_bytes(object: &mut Value) -> Result<bytes::Bytes> {
     object.metadata_mut().remove("resourceVersion");
-    serde_json::to_vec(&object).map(Into::into).map_err(Status::internal)
+    serde_json::to_vec(object).map(Into::into).map_err(Status::internal)
 }
 
 fn stale(error: &FreshnessError) -> Status {

@@ -167,7 +167,7 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
     call.validate_admission(Operation::Update, &call.name, object, Some(old)).await?;
     object.metadata_mut().insert("resourceVersion".into(), old.resource_version().into());
     let warnings = strategy.warnings(&cx, object, Some(old));
-    let written = |object: &Value| Attempt::Written(Written { object: object.clone(), created: false, warnings });
+    let written = |object: &mut Value| Attempt::Written(Written { object: object.take(), created: false, warnings });
     if object == old || call.options.dry_run {
         return Ok(written(object));
     }
