@@ -525,7 +525,7 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Result<Option<Value
     let mut changes = Map::new();
     for (key, value) in &new {
         let before = old.get(key);
-        if before == Some(value) {
+        if canonical(before.unwrap_or(&Value::Null)) == canonical(value) {
             continue;
         }
         let change = match key.as_str() {
@@ -541,7 +541,7 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Result<Option<Value
     }
     // Fields that are another component's are left alone even if this version does not produce them.
     for key in ["podIP", "podIPs", "reason", "message", "initContainerStatuses"] {
-        if old.contains_key(key) && !new.contains_key(key) {
+        if old.get(key).is_some_and(|old| !canonical(old).is_null()) && !new.contains_key(key) {
             changes.insert(key.to_owned(), Value::Null);
         }
     }
@@ -551,12 +551,27 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Result<Option<Value
     Ok(Some(json!({"metadata": {"uid": uid}, "status": changes})))
 }
 
+/// The value without the parts that say nothing: the server writes `lastState: {}` where others write nothing.
+fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let full = fields.iter().map(|(key, value)| (key.clone(), canonical(value)));
+            let full: Map<String, Value> = full.filter(|(_, value)| !value.is_null()).collect();
+            if full.is_empty() { Value::Null } else { Value::Object(full) }
+        }
+        Value::Array(list) if list.is_empty() => Value::Null,
+        Value::Array(list) => Value::Array(list.iter().map(canonical).collect()),
+        Value::String(text) if text.is_empty() => Value::Null,
+        other => other.clone(),
+    }
+}
+
 fn changed_conditions(old: Option<&Value>, new: &Value) -> Option<Value> {
-    let old = old.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let old: Vec<Value> = old.and_then(Value::as_array).into_iter().flatten().map(canonical).collect();
     let changed: Vec<Value> = new
         .as_array()?
         .iter()
-        .filter(|condition| OWN_CONDITIONS.iter().any(|own| condition["type"] == *own) && !old.contains(condition))
+        .filter(|condition| OWN_CONDITIONS.iter().any(|own| condition["type"] == *own) && !old.contains(&canonical(condition)))
         .map(|condition| {
             let mut condition = condition.clone();
             // A merge keeps what it does not name.

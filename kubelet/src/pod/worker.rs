@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::context::NodeContext;
-use super::observed::{RunState, RuntimePod};
+use super::observed::{Container, RunState, RuntimePod};
 use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem};
 use super::run::{self, Job};
 use super::{runtime_uid, status};
@@ -72,11 +72,19 @@ impl Handle {
 /// What an action or a report leaves behind.
 enum Outcome {
     Sandbox(Result<Arc<Volumes>, Problem>),
-    Started { name: String, result: Result<(), Problem> },
+    Started {
+        name: String,
+        /// The dead container that this start replaces.
+        replaced: Option<Box<Container>>,
+        result: Result<(), Problem>,
+    },
     Refreshed(Option<Arc<Volumes>>),
     Released(bool),
     Deleted(Result<(), kube::Error>),
-    Reported { result: Result<Pod, kube::Error>, status: Box<PodStatus> },
+    Reported {
+        result: Result<Pod, kube::Error>,
+        status: Box<PodStatus>,
+    },
     Forgotten,
     Done,
 }
@@ -93,6 +101,8 @@ struct Worker {
     lanes: HashMap<Lane, (AbortHandle, Action)>,
     /// The status that the API has, as far as known, and its version.
     known: Option<(PodStatus, Option<String>)>,
+    /// What the API answered to the last report.
+    echo: Option<PodStatus>,
     computed: PodStatus,
     reporting: bool,
     report_retry: Option<tokio::time::Instant>,
@@ -120,6 +130,7 @@ pub fn spawn(node: &Arc<NodeContext>, desired: Desired, ended: mpsc::UnboundedSe
         tasks: JoinSet::new(),
         lanes: HashMap::new(),
         known: None,
+        echo: None,
         computed: PodStatus::default(),
         reporting: false,
         report_retry: None,
@@ -168,7 +179,7 @@ impl Worker {
 
     /// Takes over what the newest desired state says.
     fn adopt(&mut self, desired: &Desired) {
-        self.facts.removed = desired.removed;
+        self.facts.removed |= desired.removed;
         self.facts.blocked = desired.blocked;
         if self.facts.verdict.is_none() {
             self.facts.verdict.clone_from(&desired.verdict);
@@ -183,7 +194,10 @@ impl Worker {
             Some((_, None)) => true,
         };
         if newer && !self.reporting {
-            let status = object.status.clone().unwrap_or_default();
+            // An echo of our own write is no news, even if the server spells it differently.
+            let known = self.known.take().map(|(known, _)| known);
+            let echo = self.echo.is_some() && self.echo == object.status;
+            let status = known.filter(|_| echo).unwrap_or_else(|| object.status.clone().unwrap_or_default());
             self.known = Some((status, object.metadata.resource_version.clone()));
         }
         if self.facts.start_time.is_none() {
@@ -330,8 +344,11 @@ impl Worker {
             let outcome = match work {
                 Action::CreateSandbox { attempt } => Outcome::Sandbox(job.create_sandbox(attempt).await),
                 Action::Start { name, restart_count } => {
+                    let newest = job.observed.newest(&name);
+                    let dead = newest.filter(|container| container.state == RunState::Exited);
+                    let replaced = dead.cloned().map(Box::new);
                     let result = job.start(&name, restart_count).await;
-                    Outcome::Started { name, result }
+                    Outcome::Started { name, replaced, result }
                 }
                 Action::Kill { id, name, grace, message } => {
                     job.kill(&id, &name, grace, &message).await;
@@ -395,6 +412,7 @@ impl Worker {
                 return;
             }
         };
+        tracing::debug!(pod = name_of(&object), %patch, "reporting");
         self.reporting = true;
         let (node, status) = (self.node.clone(), Box::new(self.computed.clone()));
         self.tasks.spawn(async move {
@@ -486,14 +504,15 @@ impl Worker {
                 self.facts.pod_problem = None;
             }
             Outcome::Sandbox(Err(problem)) => self.facts.pod_problem = Some(problem),
-            Outcome::Started { name, result } => self.started(name, result),
+            Outcome::Started { name, replaced, result } => self.started(name, replaced.as_deref(), result),
             Outcome::Refreshed(volumes) => {
                 self.refreshing = false;
                 self.volumes = volumes.or(self.volumes.take());
                 self.refresh_at = tokio::time::Instant::now() + RELIST;
             }
             Outcome::Released(done) => self.facts.released = done,
-            Outcome::Deleted(Ok(())) | Outcome::Done => {}
+            Outcome::Deleted(Ok(())) => self.facts.removed = true,
+            Outcome::Done => {}
             Outcome::Deleted(Err(error)) => tracing::warn!(error = api_error(&error), "cannot delete the pod's object"),
             Outcome::Reported { result, status } => self.reported(result, *status),
             Outcome::Forgotten => {
@@ -504,17 +523,16 @@ impl Worker {
         false
     }
 
-    fn started(&mut self, name: String, result: Result<(), Problem>) {
+    fn started(&mut self, name: String, replaced: Option<&Container>, result: Result<(), Problem>) {
+        // What failed before there was a container has its own time to be tried again.
+        let was_created = result.as_ref().err().is_none_or(|problem| problem.retry_at <= Timestamp::now());
+        if let Some(ended) = replaced.filter(|_| was_created) {
+            let next = plan::next_backoff(self.facts.backoff.get(&name).copied(), ended);
+            self.facts.backoff.insert(name.clone(), next);
+        }
         match result {
             Ok(()) => drop(self.facts.problems.remove(&name)),
-            Err(problem) => drop(self.facts.problems.insert(name.clone(), problem)),
-        }
-        let uid = runtime_uid(&self.desired.borrow().pod).to_owned();
-        let ended = self.node.state.pod_by_uid(&uid);
-        let ended = ended.as_ref().and_then(|view| view.observed.newest(&name));
-        if let Some(ended) = ended.filter(|container| container.state == RunState::Exited) {
-            let next = plan::next_backoff(self.facts.backoff.get(&name).copied(), ended);
-            self.facts.backoff.insert(name, next);
+            Err(problem) => drop(self.facts.problems.insert(name, problem)),
         }
     }
 
@@ -522,7 +540,10 @@ impl Worker {
         self.reporting = false;
         self.report_retry = None;
         match result {
-            Ok(pod) => self.known = Some((pod.status.unwrap_or(status), pod.metadata.resource_version)),
+            Ok(pod) => {
+                self.known = Some((status, pod.metadata.resource_version));
+                self.echo = pod.status;
+            }
             Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
                 // Gone, or another object of that name: the watch will say which.
                 self.report_retry = Some(tokio::time::Instant::now() + Duration::from_secs(1));
