@@ -29,6 +29,43 @@ pub fn stale(old: &Plan, new: &Plan) -> Vec<Vec<String>> {
     filters
 }
 
+/// A tracked UDP connection: where the client sent to, and who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub destination: Ipv4Addr,
+    pub port: u16,
+    pub answered_by: Ipv4Addr,
+}
+
+impl Connection {
+    /// Reads a line of `conntrack -L`; the first `dst` and `dport` are the client's, the second `src` is the answer's.
+    pub fn parse(line: &str) -> Option<Self> {
+        let values = |name: &'static str| line.split_whitespace().filter_map(move |word| word.strip_prefix(name));
+        Some(Self {
+            destination: values("dst=").next()?.parse().ok()?,
+            port: values("dport=").next()?.parse().ok()?,
+            answered_by: values("src=").nth(1)?.parse().ok()?,
+        })
+    }
+}
+
+/// What to forget at the start, when it is not known what changed while no proxy ran: connections to services that
+/// are answered by somebody who is no endpoint. The others are left alone, so that a restart loses no packet.
+pub fn orphans(plan: &Plan, connections: &[Connection]) -> Vec<Vec<String>> {
+    let mut filters = BTreeSet::new();
+    for port in plan.ports.iter().filter(|port| port.id.protocol == Protocol::Udp && !port.targets().is_empty()) {
+        let current = addresses(port);
+        for way in ways_in(port) {
+            let leads_here = |connection: &&Connection| {
+                connection.port == way.port && way.address.is_none_or(|address| address == connection.destination)
+            };
+            let orphaned = connections.iter().filter(leads_here).filter(|c| !current.contains(&c.answered_by));
+            filters.extend(orphaned.map(|connection| filter(&way, Some(connection.answered_by))));
+        }
+    }
+    filters.into_iter().collect()
+}
+
 /// One address and port, or node port, of a service.
 struct WayIn {
     address: Option<Ipv4Addr>,
@@ -89,5 +126,22 @@ mod tests {
             ["-p udp --orig-dst 10.96.0.10 --orig-port-dst 53", "-p udp --orig-port-dst 30053"]
         );
         assert!(stale(&one, &one).is_empty());
+    }
+
+    #[test]
+    fn at_the_start_only_orphans_are_forgotten() {
+        let line = |answer: &str| {
+            let text = format!(
+                "udp      17 27 src=10.244.1.3 dst=10.96.0.10 sport=40000 dport=53 \
+                 src={answer} dst=10.244.1.3 sport=8080 dport=40000 mark=0 use=1"
+            );
+            Connection::parse(&text).unwrap()
+        };
+        let plan = dns(vec![endpoint("10.244.1.2", "node1")]);
+        assert!(orphans(&plan, &[line("10.244.1.2")]).is_empty());
+        let filters = orphans(&plan, &[line("10.244.1.2"), line("10.244.9.9"), line("10.244.9.9")]);
+        assert_eq!(filters.len(), 1);
+        assert_eq!(filters[0].join(" "), "-p udp --orig-dst 10.96.0.10 --orig-port-dst 53 --reply-src 10.244.9.9");
+        assert_eq!(Connection::parse("nonsense"), None);
     }
 }

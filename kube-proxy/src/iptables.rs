@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use sha2::{Digest, Sha256};
 
 use crate::nftables::Settings;
@@ -195,12 +196,15 @@ impl Writer<'_> {
         if port.served {
             self.external_chain(&external, cluster, local);
         }
-        let ways: Vec<String> = port.external_addresses().map(|address| self.to(address)).collect();
-        for to in ways {
-            if port.served {
-                self.nat.rule("KUBE-SERVICES", &format!("{} {to} -j {external}", self.comment("external IP")));
+        let balanced = self.firewall(&external);
+        for (addresses, chain) in [(&port.external_ips, &external), (&port.load_balancer_ips, &balanced)] {
+            for &address in addresses {
+                let to = self.to(address);
+                if port.served {
+                    self.nat.rule("KUBE-SERVICES", &format!("{} {to} -j {chain}", self.comment("external IP")));
+                }
+                self.refuse("KUBE-EXTERNAL-SERVICES", &to, port.external);
             }
-            self.refuse("KUBE-EXTERNAL-SERVICES", &to, port.external);
         }
         if let Some(number) = port.node_port {
             let protocol = port.id.protocol;
@@ -210,7 +214,6 @@ impl Writer<'_> {
             }
             self.refuse("KUBE-EXTERNAL-SERVICES", &format!("-m addrtype --dst-type LOCAL {to}"), port.external);
         }
-        self.firewall();
     }
 
     fn external_chain(&mut self, external: &str, cluster: &str, local: &str) {
@@ -233,22 +236,25 @@ impl Writer<'_> {
         }
     }
 
-    fn firewall(&mut self) {
+    /// The chain for packets to load balancer addresses. With source ranges only allowed packets are rewritten there;
+    /// those that still have the address when they are filtered were not allowed.
+    fn firewall(&mut self, external: &str) -> String {
         let port = self.port;
-        if port.load_balancer_ips.is_empty() || port.source_ranges.is_empty() {
-            return;
+        if !port.served || port.load_balancer_ips.is_empty() || port.source_ranges.is_empty() {
+            return external.to_owned();
         }
         let firewall = self.hashed("KUBE-FW-", "");
-        self.filter.chain(&firewall);
-        for address in &port.load_balancer_ips {
-            let to = self.to(*address);
-            self.filter.rule("KUBE-PROXY-FIREWALL", &format!("{to} -j {firewall}"));
-            self.filter.rule(&firewall, &format!("-s {address}/32 -j RETURN"));
+        self.nat.chain(&firewall);
+        let own = port.load_balancer_ips.iter().map(|&address| Ipv4Net::from(address));
+        for allowed in port.source_ranges.iter().copied().chain(own) {
+            self.nat.rule(&firewall, &format!("-s {allowed} -j {external}"));
         }
-        for range in &port.source_ranges {
-            self.filter.rule(&firewall, &format!("-s {range} -j RETURN"));
+        for &address in &port.load_balancer_ips {
+            let to = self.to(address);
+            let why = format!("-m comment --comment \"{} not in the source ranges\"", port.id);
+            self.filter.rule("KUBE-PROXY-FIREWALL", &format!("{why} {to} -j DROP"));
         }
-        self.filter.rule(&firewall, "-j DROP");
+        firewall
     }
 
     /// The chain that picks among the targets; not made when nothing leads to it.

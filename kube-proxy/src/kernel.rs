@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::conntrack::Connection;
 use crate::nftables::{Installed, TABLE};
 
 /// Longer than any healthy run: a hanging tool must not hang the proxy.
@@ -152,6 +153,12 @@ pub async fn iptables_remove(table: &str, chain: &str, rule: &[&str]) -> Result<
         }
     }
     Ok(())
+}
+
+/// All tracked UDP connections.
+pub async fn udp_connections() -> Result<Vec<Connection>, KernelError> {
+    let text = must("conntrack", &["-L", "-p", "udp"], "").await?;
+    Ok(text.lines().filter_map(Connection::parse).collect())
 }
 
 /// Forgets tracked connections that match; that there are none is fine.

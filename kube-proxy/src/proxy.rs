@@ -133,10 +133,10 @@ impl Proxy {
         let settings = settings(&self.config, model)?;
         self.backend.install(&wanted, &settings).await?;
         self.checks.update(&wanted.health_checks, &self.health).await;
-        let old = self.plan.replace(wanted).unwrap_or_default();
+        let old = self.plan.replace(wanted);
         self.health.updated();
         if let Some(new) = &self.plan {
-            forget_stale_connections(&old, new).await;
+            forget_stale_connections(old.as_ref(), new).await;
             self.measure(new, started);
         }
         Ok(())
@@ -336,8 +336,18 @@ fn settings(config: &Config, model: &Model) -> Result<Settings, KernelError> {
 }
 
 /// Failing here only means that a few UDP clients wait for their own time-outs.
-async fn forget_stale_connections(old: &Plan, new: &Plan) {
-    for filter in conntrack::stale(old, new) {
+async fn forget_stale_connections(old: Option<&Plan>, new: &Plan) {
+    let stale = match old {
+        Some(old) => conntrack::stale(old, new),
+        None => match kernel::udp_connections().await {
+            Ok(connections) => conntrack::orphans(new, &connections),
+            Err(error) => {
+                tracing::warn!(error = error_chain(&error), "cannot look for stale UDP connections");
+                return;
+            }
+        },
+    };
+    for filter in stale {
         if let Err(error) = kernel::forget_connections(&filter).await {
             tracing::warn!(error = error_chain(&error), ?filter, "cannot forget stale UDP connections");
         }
@@ -363,6 +373,11 @@ fn tune_conntrack(conntrack: &Conntrack) {
     }
     if conntrack.tcp_be_liberal {
         parameters.push(("net/netfilter/nf_conntrack_tcp_be_liberal", 1));
+    }
+    // Replies between pods on one bridge must pass the rules too, or they arrive from the wrong address.
+    const BRIDGED: &str = "net/bridge/bridge-nf-call-iptables";
+    if kernel::sysctl_number(BRIDGED) == Some(0) {
+        parameters.push((BRIDGED, 1));
     }
     for (name, value) in parameters {
         if let Err(error) = kernel::sysctl(name, &value.to_string()) {

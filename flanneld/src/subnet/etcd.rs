@@ -368,7 +368,7 @@ fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, SubnetError>
         .with_keep_alive_while_idle(true)
         .with_require_leader(true);
     if !options.username.is_empty() {
-        connect = connect.with_user(&options.username, &options.password);
+        connect = connect.with_user(&options.username, &options.password).with_auto_token_refresh(true);
     }
     let read = |path: &PathBuf| {
         std::fs::read(path).map_err(|source| SubnetError::ReadFile { path: path.display().to_string(), source })

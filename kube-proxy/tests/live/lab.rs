@@ -116,6 +116,17 @@ impl Lab {
         });
         let path = self.directory.path().join("kubeconfig");
         std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        self.configure();
+    }
+
+    /// Another mode for the next start.
+    pub fn set_mode(&mut self, mode: &str) {
+        self.mode = mode.to_owned();
+        self.configure();
+    }
+
+    fn configure(&self) {
+        let path = self.directory.path().join("kubeconfig");
         let settings = json!({"syncPeriod": "1s", "minSyncPeriod": "0s"});
         let config = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
@@ -145,6 +156,13 @@ impl Lab {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// What a tool prints inside the node.
+    pub fn on_node(&self, command: &[&str]) -> String {
+        let output =
+            Command::new("ip").args(["netns", "exec", &self.namespace("node")]).args(command).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// What a firewall's reload does.

@@ -117,6 +117,21 @@ async fn everything(mode: &str) {
     })
     .await;
 
+    // Addresses that a load balancer or an administrator sends here; the former only for some clients.
+    let addresses = |ranges: Value| json!({"externalIPs": ["10.96.9.1"], "type": "LoadBalancer", "loadBalancerSourceRanges": ranges});
+    let mut balanced = service(&addresses(json!(["10.78.0.0/24"])));
+    balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "10.96.9.2"}]}});
+    lab.api.put("services", balanced.clone());
+    lab.api.put("endpointslices", slice(&[P1, P2]));
+    spreads(&lab, "p1", "10.96.9.1:80").await;
+    spreads(&lab, "node", "10.96.9.2:80").await;
+    eventually("a pod is not in the source ranges", PATIENCE, || {
+        let answer = lab.ask("p1", "10.96.9.2:80");
+        let right = answer.as_ref().is_err_and(|error| error.contains("timed out"));
+        async move { if right { Ok(()) } else { Err(answer) } }
+    })
+    .await;
+
     // Nobody serves.
     lab.api.put("services", service(&json!({})));
     lab.api.put("endpointslices", slice(&[]));
@@ -182,6 +197,29 @@ async fn stale_udp(lab: &Lab) {
         async move { if answer == "p2" { Ok(()) } else { Err(answer) } }
     })
     .await;
+}
+
+/// A node changes its mode: services answer all the time, and nothing of the other mode stays.
+#[tokio::test]
+#[ignore = "needs root, network namespaces, nft, iptables and conntrack"]
+async fn modes_replace_each_other() {
+    let mut lab = Lab::new("iptables");
+    lab.api.put("services", service(&json!({})));
+    lab.api.put("endpointslices", slice(&[P1]));
+    lab.start_proxy();
+    answers(&lab, "out", NODE_PORT, "p1", "10.244.1.1").await;
+    for (mode, leftover) in [("nftables", "KUBE-"), ("iptables", "table ip kube-proxy")] {
+        lab.kill_proxy();
+        lab.set_mode(mode);
+        lab.start_proxy();
+        eventually(&format!("{mode} replaces the other mode"), PATIENCE, || {
+            assert!(lab.ask("out", NODE_PORT).is_ok(), "an attempt failed while the mode changed");
+            let rules = lab.on_node(&["nft", "list", "ruleset"]);
+            let current = lab.get("node", "127.0.0.1:10249", "/proxyMode").is_ok_and(|answer| answer == mode);
+            async move { if current && !rules.contains(leftover) { Ok(()) } else { Err(rules) } }
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
