@@ -19,6 +19,7 @@ use crate::config::{ConfigError, KubeletConfiguration};
 use crate::cri::{self, Runtime, RuntimeError};
 use crate::dns::NodeDns;
 use crate::events::Recorder;
+use crate::housekeeping;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::node::{Identity, NodeAgent, status};
@@ -122,7 +123,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
         async move { services.follow(client).await }
     });
     tokio::spawn(cri::follow_events(runtime.channel(), events));
-    tokio::spawn(NodeAgent::new(state, identity, machine, recorder).run());
+    tokio::spawn(NodeAgent::new(state, identity, machine, recorder).run(context.node_uid.clone()));
+    tokio::spawn(housekeeping::run(context.clone()));
     tokio::select! {
         () = Manager::new(context).run(client, runtime_events) => {}
         () = shutdown.cancelled() => {}
@@ -240,6 +242,7 @@ fn node_context(
         host_ips: identity.host_ips.clone(),
         cpu_milli,
         memory,
+        node_uid: tokio::sync::watch::Sender::new(None),
         owners: RwLock::default(),
     }
 }

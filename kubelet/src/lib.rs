@@ -13,6 +13,7 @@ pub mod config;
 pub mod cri;
 pub mod dns;
 pub mod events;
+pub mod housekeeping;
 pub mod images;
 pub mod node;
 pub mod objects;

@@ -1,6 +1,7 @@
 //! Config maps, secrets and other objects that pods refer to, read when they are needed and never kept.
 
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::{Api, Client};
 
 /// Why an object could not be had; the texts are those that users see in events.
@@ -60,6 +61,11 @@ impl Objects {
     pub async fn claim(&self, namespace: &str, name: &str) -> Result<PersistentVolumeClaim, ObjectError> {
         let api = Api::namespaced(self.client.clone(), namespace);
         api.get(name).await.map_err(|error| ObjectError::from("persistentvolumeclaim", name, error))
+    }
+
+    pub async fn runtime_class(&self, name: &str) -> Result<RuntimeClass, ObjectError> {
+        let api = Api::all(self.client.clone());
+        api.get(name).await.map_err(|error| ObjectError::from("RuntimeClass", name, error))
     }
 
     pub async fn volume(&self, name: &str) -> Result<PersistentVolume, ObjectError> {

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use crate::events::{Level, Recorder};
 use crate::objects::api_error;
@@ -62,8 +63,10 @@ impl NodeAgent {
     }
 
     /// Registers the node and keeps its status and lease fresh until the process ends.
-    pub async fn run(self) {
+    /// The node's uid is announced as soon as it is known.
+    pub async fn run(self, uid: watch::Sender<Option<String>>) {
         let node = self.register_until_done().await;
+        uid.send_replace(node.metadata.uid.clone());
         self.record(&node, Level::Normal, "Starting", "Starting kubelet.");
         tokio::join!(self.keep_status(node.clone()), self.keep_lease(node));
     }

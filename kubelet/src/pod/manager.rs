@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -19,6 +20,9 @@ use super::{annotation, annotations, run, runtime_uid, static_pods};
 use crate::cri::{RuntimeError, RuntimeEvent};
 use crate::objects::api_error;
 use crate::volumes;
+
+/// How often a mirror object that could not be made is tried again.
+const MIRROR_CHECK: Duration = Duration::from_secs(10);
 
 /// Namespace and name: one pod at a time may have them on this node.
 type Key = (String, String);
@@ -76,6 +80,8 @@ impl Manager {
             let source = static_pods::Source::new(config, &self.node.state.node_name);
             tokio::spawn(source.follow(files.clone()));
         }
+        let mut node_uid = self.node.node_uid.subscribe();
+        let mut mirrors_due = tokio::time::interval(MIRROR_CHECK);
         loop {
             tokio::select! {
                 Some(event) = pods.next() => match event {
@@ -85,6 +91,8 @@ impl Manager {
                 Some(statics) = static_updates.recv() => self.set_statics(statics).await,
                 Some(event) = runtime_events.recv() => self.runtime_event(event).await,
                 Some(uid) = self.ended.1.recv() => self.worker_ended(&uid).await,
+                Ok(()) = node_uid.changed() => self.ensure_mirrors().await,
+                _ = mirrors_due.tick(), if !self.statics.is_empty() => self.ensure_mirrors().await,
                 else => return,
             }
         }
@@ -247,8 +255,20 @@ impl Manager {
         }
     }
 
+    async fn ensure_mirrors(&mut self) {
+        if !self.synced {
+            return;
+        }
+        for pod in self.statics.values().cloned().collect::<Vec<_>>() {
+            if !self.waiting.contains_key(runtime_uid(&pod)) {
+                self.ensure_mirror(&pod).await;
+            }
+        }
+    }
+
     async fn create_mirror(&self, pod: &Pod) {
-        let mirror = static_pods::mirror(pod);
+        let Some(node_uid) = self.node.node_uid.borrow().clone() else { return };
+        let mirror = static_pods::mirror(pod, &self.node.state.node_name, &node_uid);
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let api = Api::<Pod>::namespaced(self.node.objects.client(), namespace);
         match api.create(&PostParams::default(), &mirror).await {
@@ -314,9 +334,7 @@ impl Manager {
 
     /// Once, when all sources are known: what runs without a pod is ended, what is left on disk is removed.
     async fn adopt_leftovers(&mut self) {
-        for pod in self.statics.values().cloned().collect::<Vec<_>>() {
-            self.ensure_mirror(&pod).await;
-        }
+        self.ensure_mirrors().await;
         let stale: Vec<_> =
             self.mirrors.values().filter(|mirror| !self.statics.contains_key(runtime_uid(mirror))).cloned().collect();
         for mirror in stale {

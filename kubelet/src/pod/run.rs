@@ -117,11 +117,19 @@ impl Job {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.node.recorder.pod(&self.pod, Level::Normal, "SandboxChanged", message);
         }
-        let handler = "";
+        let class = self.pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+        let handler = match class {
+            "" => String::new(),
+            class => {
+                let found = self.node.objects.runtime_class(class).await;
+                let error = |error| format!("Failed to create pod sandbox: {error}");
+                found.map_err(|e| warn("FailedCreatePodSandBox", error(e)))?.handler
+            }
+        };
         self.node
             .state
             .runtime
-            .run_sandbox(self.sandbox_config(attempt, parent), handler)
+            .run_sandbox(self.sandbox_config(attempt, parent), &handler)
             .await
             .map_err(|error| warn("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}")))?;
         Ok(volumes)

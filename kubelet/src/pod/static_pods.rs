@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -134,10 +135,18 @@ fn complete(mut pod: Pod, path: &Path, node_name: &str) -> Result<Pod, ManifestE
 }
 
 /// The object that shows a static pod in the API.
-pub fn mirror(pod: &Pod) -> Pod {
+pub fn mirror(pod: &Pod, node_name: &str, node_uid: &str) -> Pod {
     let mut mirror = pod.clone();
     let hash = mirror.metadata.uid.take().unwrap_or_default();
     mirror.metadata.annotations.get_or_insert_default().insert(annotations::MIRROR.to_owned(), hash);
+    mirror.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node_name.to_owned(),
+        uid: node_uid.to_owned(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }]);
     mirror.status = None;
     mirror
 }
@@ -197,7 +206,7 @@ mod tests {
         assert!(super::super::is_static(&first));
         assert_eq!(first.metadata.uid, pod(text).metadata.uid);
         assert_ne!(first.metadata.uid, pod(&text.replace("image: i", "image: j")).metadata.uid);
-        let mirror = mirror(&first);
+        let mirror = mirror(&first, "node1", "uid");
         assert_eq!(super::super::runtime_uid(&mirror), first.metadata.uid.as_deref().unwrap());
     }
 

@@ -571,7 +571,9 @@ fn changed_conditions(old: Option<&Value>, new: &Value) -> Option<Value> {
     let changed: Vec<Value> = new
         .as_array()?
         .iter()
-        .filter(|condition| OWN_CONDITIONS.iter().any(|own| condition["type"] == *own) && !old.contains(&canonical(condition)))
+        .filter(|condition| {
+            OWN_CONDITIONS.iter().any(|own| condition["type"] == *own) && !old.contains(&canonical(condition))
+        })
         .map(|condition| {
             let mut condition = condition.clone();
             // A merge keeps what it does not name.

@@ -33,6 +33,8 @@ const RELIST: Duration = Duration::from_secs(60);
 const EXIT_LAG: Duration = Duration::from_secs(2);
 const EXIT_POLL: Duration = Duration::from_millis(15);
 
+type Notes = Option<std::collections::BTreeMap<String, String>>;
+
 /// What the pod should be.
 #[derive(Clone, Debug)]
 pub struct Desired {
@@ -108,6 +110,8 @@ struct Worker {
     report_retry: Option<tokio::time::Instant>,
     refresh_at: tokio::time::Instant,
     refreshing: bool,
+    /// Labels and annotations at the last look.
+    shown: Option<(Notes, Notes)>,
     /// Termination messages already read, by container id.
     messages: HashMap<String, String>,
     announced: HashSet<String>,
@@ -136,6 +140,7 @@ pub fn spawn(node: &Arc<NodeContext>, desired: Desired, ended: mpsc::UnboundedSe
         report_retry: None,
         refresh_at: tokio::time::Instant::now() + RELIST,
         refreshing: false,
+        shown: None,
         messages: HashMap::new(),
         announced: HashSet::new(),
         exit_seen: HashMap::new(),
@@ -180,6 +185,14 @@ impl Worker {
     /// Takes over what the newest desired state says.
     fn adopt(&mut self, desired: &Desired) {
         self.facts.removed |= desired.removed;
+        let metadata = &desired.pod.metadata;
+        let shown = (metadata.labels.clone(), metadata.annotations.clone());
+        if self.shown.as_ref() != Some(&shown) {
+            // Files of the downward API show these.
+            if self.shown.replace(shown).is_some() {
+                self.refresh_at = tokio::time::Instant::now();
+            }
+        }
         self.facts.blocked = desired.blocked;
         if self.facts.verdict.is_none() {
             self.facts.verdict.clone_from(&desired.verdict);
