@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use apimachinery::controller::{Driver, EventApi, Informers, LeaderElectionError, Leadership, Recorder, Rest};
 use apimachinery::process::{CancellationToken, ClientError, StatusServerError};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::common::name;
 use crate::controllers::{self, ALL};
@@ -48,6 +48,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     let rest = Rest::new(client.clone());
     let informers = Informers::new(client, work.clone());
     informers.of::<ConfigMap>().trim(drop_unread_data);
+    informers.of::<Secret>().trim(drop_secret_data);
     let recorder = Recorder::start(rest.clone(), EventApi::Core, "kube-controller-manager", &hostname());
     let driver = Driver::new(rest, informers, recorder, work.clone());
     let context = Context { driver, options, root_ca };
@@ -101,6 +102,13 @@ fn drop_unread_data(map: &mut ConfigMap) {
     if !controllers::READ_CONFIG_MAPS.contains(&name(&map.metadata)) {
         map.data = None;
         map.binary_data = None;
+    }
+}
+
+/// Secrets are counted and their tokens looked after; what else they hold is nobody's business here.
+fn drop_secret_data(secret: &mut Secret) {
+    if !controllers::READ_SECRET_TYPES.contains(&secret.type_.as_deref().unwrap_or("")) {
+        secret.data = None;
     }
 }
 

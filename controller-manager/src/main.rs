@@ -3,6 +3,9 @@
 //! It talks to the API server only. Each controller decides purely from shared informers (`controllers/`), a driver
 //! executes; of several running managers one works, by leader election.
 
+// Builders of test objects read best when they take what `json!` makes.
+#![cfg_attr(test, allow(clippy::needless_pass_by_value))]
+
 mod app;
 mod common;
 mod controllers;

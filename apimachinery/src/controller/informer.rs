@@ -318,6 +318,8 @@ fn version(meta: &ObjectMeta) -> Option<u64> {
 #[async_trait]
 pub trait AnyInformer: Send + Sync {
     fn resource(&self) -> ResourceId;
+    /// How many objects there are in the namespace.
+    fn count(&self, namespace: &str) -> usize;
     async fn wait_synced(&self);
     /// Returns once something at least as new as the version has been seen.
     async fn wait_seen(&self, version: u64);
@@ -331,6 +333,10 @@ pub trait AnyInformer: Send + Sync {
 impl<K: Object> AnyInformer for Informer<K> {
     fn resource(&self) -> ResourceId {
         ResourceId::of::<K>()
+    }
+
+    fn count(&self, namespace: &str) -> usize {
+        self.in_namespace(namespace).len()
     }
 
     async fn wait_synced(&self) {

@@ -4,6 +4,9 @@
 pub mod adoption;
 pub mod hash;
 pub mod pods;
+pub mod revisions;
+pub mod rollout;
+pub mod schedule;
 pub mod selector;
 pub mod template;
 

@@ -1,18 +1,27 @@
 //! One controller per file. Each says what it watches in `start` and decides in `reconcile`; the table below is the
 //! list that `--controllers` selects from.
 
+mod cluster_role_aggregation;
+mod cron_job;
+mod daemon_set;
 mod deployment;
+mod disruption;
+mod endpoint_slice_mirroring;
 mod endpoint_slices;
 mod endpoints;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod replicas;
+mod resource_quota;
 mod root_ca;
 mod service_account;
 mod service_endpoints;
+mod stateful_set;
 mod taint_eviction;
+mod ttl_after_finished;
 
 use crate::app::Context;
 
@@ -41,6 +50,15 @@ pub const ALL: &[Descriptor] = &[
     on("deployment-controller", "deployment", deployment::start),
     on("endpoints-controller", "endpoint", endpoints::start),
     on("endpointslice-controller", "endpointslice", endpoint_slices::start),
+    on("daemonset-controller", "daemonset", daemon_set::start),
+    on("statefulset-controller", "statefulset", stateful_set::start),
+    on("job-controller", "job", job::start),
+    on("cronjob-controller", "cronjob", cron_job::start),
+    on("ttl-after-finished-controller", "ttl-after-finished", ttl_after_finished::start),
+    on("endpointslice-mirroring-controller", "endpointslicemirroring", endpoint_slice_mirroring::start),
+    on("disruption-controller", "disruption", disruption::start),
+    on("resourcequota-controller", "resourcequota", resource_quota::start),
+    on("clusterrole-aggregation-controller", "clusterrole-aggregation", cluster_role_aggregation::start),
     on("namespace-controller", "namespace", namespace::start),
     on("pod-garbage-collector-controller", "podgc", pod_gc::start),
     on("garbage-collector-controller", "garbagecollector", crate::gc::start),
@@ -48,3 +66,6 @@ pub const ALL: &[Descriptor] = &[
 
 /// The config maps whose contents some controller reads.
 pub const READ_CONFIG_MAPS: &[&str] = &[root_ca::CONFIG_MAP, "cluster-info"];
+
+/// The types of secrets whose contents some controller reads.
+pub const READ_SECRET_TYPES: &[&str] = &["kubernetes.io/service-account-token", "bootstrap.kubernetes.io/token"];

@@ -254,6 +254,11 @@ fn wanted_taints(node: &Node, everybody_is_silent: bool) -> Vec<(&'static str, &
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
+    if condition(node, "Ready").is_none() {
+        // A node that has not reported yet takes no pods, and there is nobody to drive away.
+        wanted.push((NOT_READY, "NoSchedule"));
+        return wanted;
+    }
     let silence = match ready_status(node) {
         "True" => return wanted,
         "False" => NOT_READY,

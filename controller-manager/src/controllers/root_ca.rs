@@ -51,7 +51,7 @@ impl Controller for RootCaController {
     }
 
     fn reconcile(&self, key: &ObjectKey, _: Timestamp) -> Plan {
-        if !self.namespaces.get(key).is_some_and(|namespace| !is_deleted(&namespace.metadata)) {
+        if self.namespaces.get(key).is_none_or(|namespace| is_deleted(&namespace.metadata)) {
             return Plan::nothing();
         }
         let data = BTreeMap::from([(KEY.to_owned(), self.certificates.clone())]);

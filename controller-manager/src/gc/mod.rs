@@ -208,5 +208,5 @@ fn path(node: &Node) -> String {
 fn retain(meta: &Value, field: &'static str, keep: impl Fn(&Value) -> bool) -> Option<(&'static str, Value)> {
     let list = meta[field].as_array()?;
     let kept: Vec<_> = list.iter().filter(|item| keep(item)).cloned().collect();
-    (kept.len() < list.len()).then(|| (field, Value::Array(kept)))
+    (kept.len() < list.len()).then_some((field, Value::Array(kept)))
 }

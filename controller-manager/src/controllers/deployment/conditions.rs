@@ -18,7 +18,7 @@ pub enum Progress {
     /// The rollout is complete.
     NewReplicaSetAvailable,
     FailedCreate,
-    ProgressDeadlineExceeded,
+    DeadlineExceeded,
     DeploymentPaused,
     DeploymentResumed,
 }
@@ -31,7 +31,7 @@ impl Progress {
             Self::ReplicaSetUpdated => "ReplicaSetUpdated",
             Self::NewReplicaSetAvailable => "NewReplicaSetAvailable",
             Self::FailedCreate => "ReplicaSetCreateError",
-            Self::ProgressDeadlineExceeded => "ProgressDeadlineExceeded",
+            Self::DeadlineExceeded => "ProgressDeadlineExceeded",
             Self::DeploymentPaused => "DeploymentPaused",
             Self::DeploymentResumed => "DeploymentResumed",
         }
@@ -39,7 +39,7 @@ impl Progress {
 
     fn status(self) -> &'static str {
         match self {
-            Self::FailedCreate | Self::ProgressDeadlineExceeded => "False",
+            Self::FailedCreate | Self::DeadlineExceeded => "False",
             Self::DeploymentPaused | Self::DeploymentResumed => "Unknown",
             _ => "True",
         }

@@ -4,25 +4,11 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Rollout;
 use super::replica_sets::{DESIRED, MAX, available};
 use crate::common::annotation;
-
-/// A number or a percentage of `total`, rounded as asked.
-pub fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => {
-            let Some(percent) = text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok()) else { return 0 };
-            let product = percent.saturating_mul(i64::from(total));
-            let rounded = if round_up { product.saturating_add(99).div_euclid(100) } else { product.div_euclid(100) };
-            i32::try_from(rounded).unwrap_or(i32::MAX)
-        }
-    }
-}
+use crate::common::rollout::resolve;
 
 impl Rollout<'_> {
     fn is_rolling(&self) -> bool {

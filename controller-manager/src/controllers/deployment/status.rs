@@ -26,7 +26,7 @@ impl Rollout<'_> {
             return;
         }
         let reason = conditions::find(&self.next, PROGRESSING).and_then(|c| c.reason.clone());
-        if reason.as_deref() == Some(Progress::ProgressDeadlineExceeded.reason()) {
+        if reason.as_deref() == Some(Progress::DeadlineExceeded.reason()) {
             return;
         }
         let was_paused = reason.as_deref() == Some(Progress::DeploymentPaused.reason());
@@ -113,7 +113,7 @@ impl Rollout<'_> {
             let message = format!("{subject} is progressing.");
             conditions::renew_progress(&mut self.next, Progress::ReplicaSetUpdated, message, self.now);
         } else if self.is_overdue() {
-            self.set_progress(Progress::ProgressDeadlineExceeded, format!("{subject} has timed out progressing."));
+            self.set_progress(Progress::DeadlineExceeded, format!("{subject} has timed out progressing."));
         }
     }
 
@@ -132,7 +132,7 @@ impl Rollout<'_> {
     fn is_overdue(&mut self) -> bool {
         let Some(condition) = conditions::find(&self.next, PROGRESSING) else { return false };
         let reason = condition.reason.as_deref().unwrap_or("");
-        if reason == Progress::ProgressDeadlineExceeded.reason() {
+        if reason == Progress::DeadlineExceeded.reason() {
             return true;
         }
         let idle = [Progress::NewReplicaSetAvailable, Progress::DeploymentPaused].iter().any(|p| p.reason() == reason);
