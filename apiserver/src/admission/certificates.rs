@@ -32,7 +32,8 @@ pub fn subject(object: &Value) -> Option<Subject> {
     let pem = Pem::iter_from_buffer(&pem).next()?.ok()?;
     let (_, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
     let name = &request.certification_request_info.subject;
-    let common_name = name.iter_common_name().filter_map(|name| name.as_str().ok()).last().unwrap_or_default().to_owned();
+    let common_name =
+        name.iter_common_name().filter_map(|name| name.as_str().ok()).last().unwrap_or_default().to_owned();
     let organizations = name.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
     Some(Subject { common_name, organizations })
 }
@@ -42,7 +43,8 @@ fn may(server: &Arc<Server>, request: &AdmissionRequest<'_>, verb: &str, signer:
     let domain = signer.split('/').next().unwrap_or_default();
     let wildcard = format!("{domain}/*");
     let allowed = |name: &str| {
-        let attributes = Attributes { name, api_version: "*", ..Attributes::resource(request.user, verb, GROUP, "signers") };
+        let attributes =
+            Attributes { name, api_version: "*", ..Attributes::resource(request.user, verb, GROUP, "signers") };
         server.auth.authorize(server, &attributes).is_allowed()
     };
     allowed(signer) || allowed(&wildcard)
@@ -106,9 +108,9 @@ impl Plugin for CertificateSubjectRestriction {
             return Ok(());
         }
         match subject(request.object) {
-            Some(subject) if subject.organizations.iter().any(|group| group == MASTERS) => Err(request.forbidden(format!(
-                "use of kubernetes.io/kube-apiserver-client signer with {MASTERS} group is not allowed"
-            ))),
+            Some(subject) if subject.organizations.iter().any(|group| group == MASTERS) => Err(request.forbidden(
+                format!("use of kubernetes.io/kube-apiserver-client signer with {MASTERS} group is not allowed"),
+            )),
             _ => Ok(()),
         }
     }
@@ -128,7 +130,10 @@ mod tests {
         params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
         let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
         let subject = subject(&json!({"spec": {"request": STANDARD.encode(pem)}})).unwrap();
-        assert_eq!((subject.common_name.as_str(), subject.organizations.as_slice()), ("system:node:n1", ["system:nodes".to_owned()].as_slice()));
+        assert_eq!(
+            (subject.common_name.as_str(), subject.organizations.as_slice()),
+            ("system:node:n1", ["system:nodes".to_owned()].as_slice())
+        );
         assert!(super::subject(&json!({"spec": {"request": "junk"}})).is_none());
     }
 }

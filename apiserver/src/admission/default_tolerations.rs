@@ -39,7 +39,9 @@ impl DefaultTolerationSeconds {
                 (of_key == key || of_key.is_empty()) && matches!(effect, "" | "NoExecute")
             });
             if !covered {
-                tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}));
+                tolerations.push(
+                    json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}),
+                );
             }
         }
         if tolerations.len() > given {

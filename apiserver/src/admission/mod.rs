@@ -3,10 +3,16 @@
 //! Plugins look at the caches and at the object; what they may write is said in their file.
 
 mod certificates;
+mod classes;
 mod default_tolerations;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod pod_security;
 mod priority;
+mod rbac_escalation;
+mod resource_quota;
+mod resources;
 mod service_account;
 mod storage;
 
@@ -114,17 +120,22 @@ pub fn cached_list(server: &Server, group: &str, resource: &str, namespace: Opti
 fn all(config: &Config) -> Vec<(Box<dyn Plugin>, bool)> {
     vec![
         (Box::new(namespace_lifecycle::NamespaceLifecycle), true),
+        (Box::new(limit_ranger::LimitRanger), true),
         (Box::new(service_account::ServiceAccount), true),
         (Box::new(node_restriction::NodeRestriction), false),
         (Box::new(node_restriction::TaintNodesByCondition), true),
+        (Box::new(pod_security::PodSecurity), true),
         (Box::new(priority::Priority), true),
         (Box::new(default_tolerations::DefaultTolerationSeconds::new(config)), true),
         (Box::new(storage::DefaultStorageClass), true),
         (Box::new(storage::StorageObjectInUseProtection), true),
         (Box::new(storage::PersistentVolumeClaimResize), true),
+        (Box::new(classes::RuntimeClass), true),
         (Box::new(certificates::CertificateApproval), true),
         (Box::new(certificates::CertificateSigning), true),
         (Box::new(certificates::CertificateSubjectRestriction), true),
+        (Box::new(classes::DefaultIngressClass), true),
+        (Box::<resource_quota::ResourceQuota>::default(), true),
     ]
 }
 
@@ -139,8 +150,10 @@ impl Admission {
         let enabled = |name: &str, default: bool| {
             (default || has(&config.enable_admission_plugins, name)) && !has(&config.disable_admission_plugins, name)
         };
-        let plugins = all(config).into_iter().filter(|(plugin, default)| enabled(plugin.name(), *default));
-        Self { plugins: plugins.map(|(plugin, _)| plugin).collect() }
+        let chosen = all(config).into_iter().filter(|(plugin, default)| enabled(plugin.name(), *default));
+        let mut plugins: Vec<Box<dyn Plugin>> = chosen.map(|(plugin, _)| plugin).collect();
+        plugins.push(Box::<rbac_escalation::RbacEscalation>::default());
+        Self { plugins }
     }
 
     pub async fn admit(&self, server: &Arc<Server>, request: &mut AdmissionRequest<'_>) -> Result<()> {

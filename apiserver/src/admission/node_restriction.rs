@@ -57,9 +57,8 @@ impl Plugin for NodeRestriction {
             ("", "pods", "") => pod(server, request, node),
             ("", "pods", "status") => pod_status(request, node),
             ("", "pods", "eviction") => own_pod(server, request, node, "evict"),
-            ("", "pods", other) => Err(request.forbidden(format!(
-                "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
-            ))),
+            ("", "pods", other) => Err(request
+                .forbidden(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))),
             ("", "nodes", _) => own_node(request, node),
             ("", "persistentvolumeclaims", "status") => claim_status(request, node),
             ("", "persistentvolumeclaims", _) => Err(request.forbidden("may only update PVC status")),
@@ -74,7 +73,8 @@ impl Plugin for NodeRestriction {
 }
 
 fn find_pod(server: &Server, request: &AdmissionRequest<'_>, name: &str) -> Result<Value> {
-    cached(server, "", "pods", request.namespace, name).ok_or_else(|| Status::not_found(&GroupResource::new("", "pods"), name))
+    cached(server, "", "pods", request.namespace, name)
+        .ok_or_else(|| Status::not_found(&GroupResource::new("", "pods"), name))
 }
 
 fn own_pod(server: &Server, request: &AdmissionRequest<'_>, node: &str, action: &str) -> Result<()> {
@@ -121,7 +121,8 @@ fn mirror_pod(server: &Server, request: &AdmissionRequest<'_>, node: &str) -> Re
     if owner["blockOwnerDeletion"] == true {
         return refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
     }
-    let object = cached(server, "", "nodes", "", node).ok_or_else(|| Status::not_found(&GroupResource::new("", "nodes"), node))?;
+    let object = cached(server, "", "nodes", "", node)
+        .ok_or_else(|| Status::not_found(&GroupResource::new("", "nodes"), node))?;
     let (given, known) = (owner.str_at(&["uid"]), object.uid());
     if given != known {
         return refuse(format!("node {node} UID mismatch: expected {given} got {known}"));
@@ -159,7 +160,9 @@ fn api_reference(pod: &Value) -> Option<&'static str> {
         }
     }
     for container in ["initContainers", "containers"].iter().flat_map(|list| pod.list_at(&["spec", list])) {
-        for env in container.list_at(&["env"]).iter().map(|env| &env["valueFrom"]).chain(container.list_at(&["envFrom"])) {
+        for env in
+            container.list_at(&["env"]).iter().map(|env| &env["valueFrom"]).chain(container.list_at(&["envFrom"]))
+        {
             let names = |fields: [&str; 2]| fields.iter().any(|field| env.get(*field).is_some());
             if names(["secretKeyRef", "secretRef"]) {
                 return Some("secrets");
@@ -177,9 +180,8 @@ fn pod_status(request: &AdmissionRequest<'_>, node: &str) -> Result<()> {
         return Err(request.forbidden("unexpected operation"));
     };
     if old.str_at(&["spec", "nodeName"]) != node {
-        return Err(request.forbidden(format!(
-            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
-        )));
+        return Err(request
+            .forbidden(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself")));
     }
     let same = |path: &[&str]| {
         let plain = |value: Option<&Value>| value.filter(|v| !v.is_null()).cloned().unwrap_or_else(|| json!({}));
@@ -209,9 +211,8 @@ fn own_node(request: &AdmissionRequest<'_>, node: &str) -> Result<()> {
     let old = request.old.unwrap_or(&nothing);
     let labels = forbidden_labels(object, old);
     match request.operation {
-        Operation::Create if !labels.is_empty() => {
-            Err(request.forbidden(format!("node {node:?} is not allowed to set the following labels: {}", labels.join(", "))))
-        }
+        Operation::Create if !labels.is_empty() => Err(request
+            .forbidden(format!("node {node:?} is not allowed to set the following labels: {}", labels.join(", ")))),
         Operation::Update if object.list_at(&["spec", "taints"]) != old.list_at(&["spec", "taints"]) => {
             Err(request.forbidden(format!("node {node:?} is not allowed to modify taints")))
         }
@@ -229,7 +230,8 @@ fn own_node(request: &AdmissionRequest<'_>, node: &str) -> Result<()> {
 
 /// Labels that differ and that a kubelet must not touch, sorted.
 fn forbidden_labels(object: &Value, old: &Value) -> Vec<String> {
-    let keys = |value: &Value| value.labels().map(|labels| labels.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let keys =
+        |value: &Value| value.labels().map(|labels| labels.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     let mut changed: Vec<String> = [keys(object), keys(old)].concat();
     changed.retain(|key| object.label(key) != old.label(key) && !may_set_label(key));
     changed.sort();
@@ -309,12 +311,15 @@ fn audience(server: &Server, request: &AdmissionRequest<'_>, pod: &Value) -> Res
     let mut tokens = sources.filter_map(|source| source.get("serviceAccountToken"));
     let is_own = |audience: &str| server.auth.service_accounts().audiences().iter().any(|own| own == audience);
     // The server fills in its own audience when none is asked for, before admission sees the request.
-    if tokens.any(|token| token.str_at(&["audience"]) == wanted || (token.str_at(&["audience"]).is_empty() && is_own(wanted))) {
+    if tokens.any(|token| {
+        token.str_at(&["audience"]) == wanted || (token.str_at(&["audience"]).is_empty() && is_own(wanted))
+    }) {
         return Ok(());
     }
     let drivers = volumes.iter().filter_map(|volume| csi_driver(server, pod, volume));
     let mut drivers = drivers.filter_map(|name| cached(server, "storage.k8s.io", "csidrivers", "", &name));
-    let asks = |driver: &Value| driver.list_at(&["spec", "tokenRequests"]).iter().any(|r| r.str_at(&["audience"]) == wanted);
+    let asks =
+        |driver: &Value| driver.list_at(&["spec", "tokenRequests"]).iter().any(|r| r.str_at(&["audience"]) == wanted);
     if drivers.any(|driver| asks(&driver)) {
         return Ok(());
     }
@@ -339,7 +344,9 @@ fn csi_driver(server: &Server, pod: &Value, volume: &Value) -> Option<String> {
 fn lease(request: &AdmissionRequest<'_>, node: &str) -> Result<()> {
     let name = if request.name.is_empty() { request.object.name() } else { request.name };
     if name != node {
-        return Err(request.forbidden(format!("can only access node lease with the same name as the requesting node: {node}")));
+        return Err(
+            request.forbidden(format!("can only access node lease with the same name as the requesting node: {node}"))
+        );
     }
     Ok(())
 }
@@ -355,7 +362,9 @@ fn same_name(request: &AdmissionRequest<'_>, node: &str, kind: &str) -> Result<(
 fn resource_slice(request: &AdmissionRequest<'_>, node: &str) -> Result<()> {
     let object = if request.operation == Operation::Delete { request.old } else { Some(&*request.object) };
     if object.is_some_and(|slice| slice.str_at(&["spec", "nodeName"]) != node) {
-        return Err(request.forbidden("can only create/delete ResourceSlices with NodeName matching the requesting node"));
+        return Err(
+            request.forbidden("can only create/delete ResourceSlices with NodeName matching the requesting node")
+        );
     }
     Ok(())
 }

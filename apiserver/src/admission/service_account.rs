@@ -38,7 +38,8 @@ impl Plugin for ServiceAccount {
         let name = request.object.str_at(&["spec", "serviceAccountName"]).to_owned();
         request.object.set(&["spec", "serviceAccount"], name.as_str());
         let account = find(server, request, &name).await?;
-        let automount = ["spec"].iter().find_map(|spec| request.object.bool_at(&[spec, "automountServiceAccountToken"]));
+        let automount =
+            ["spec"].iter().find_map(|spec| request.object.bool_at(&[spec, "automountServiceAccountToken"]));
         if automount.or_else(|| account.bool_at(&["automountServiceAccountToken"])).unwrap_or(true) {
             mount_token(request.object);
         }
@@ -64,7 +65,8 @@ impl Plugin for ServiceAccount {
             return Err(request.forbidden(format!("no service account specified for pod {namespace}/{pod}")));
         }
         let account = find(server, request, name).await?;
-        let enforces = matches!(account.annotation(ENFORCE_MOUNTABLE), Some("true" | "True" | "TRUE" | "1" | "t" | "T"));
+        let enforces =
+            matches!(account.annotation(ENFORCE_MOUNTABLE), Some("true" | "True" | "TRUE" | "1" | "t" | "T"));
         match enforces.then(|| foreign_secret(request.object, &account)).flatten() {
             Some(why) => Err(request.forbidden(why)),
             None => Ok(()),
@@ -84,7 +86,8 @@ async fn find(server: &Arc<Server>, request: &AdmissionRequest<'_>, name: &str) 
         }
     }
     let missing = Status::not_found(&GroupResource::new("", "serviceaccount"), name);
-    Err(request.forbidden(format!("error looking up service account {}/{name}: {}", request.namespace, missing.message)))
+    Err(request
+        .forbidden(format!("error looking up service account {}/{name}: {}", request.namespace, missing.message)))
 }
 
 /// Adds the projected token volume, and its mount to every container that mounts nothing at its place.
@@ -159,7 +162,11 @@ fn visit_secrets(pod: &Value, see: &mut impl FnMut(String, &str)) {
             see(format!("volume with secret.secretName={name:?}"), name);
         }
     }
-    for (list, kind) in [("initContainers", "init container"), ("containers", "container"), ("ephemeralContainers", "ephemeral container")] {
+    for (list, kind) in [
+        ("initContainers", "init container"),
+        ("containers", "container"),
+        ("ephemeralContainers", "ephemeral container"),
+    ] {
         for container in pod.list_at(&["spec", list]) {
             let of = |what: String, secret: &str| {
                 format!("{kind} {} with {what} referencing secret.secretName={secret:?}", container.str_at(&["name"]))
@@ -187,7 +194,9 @@ fn foreign_secret(pod: &Value, account: &Value) -> Option<String> {
     let mut foreign = None;
     visit_secrets(pod, &mut |place, name| {
         if foreign.is_none() && !listed("secrets", name) {
-            foreign = Some(format!("{place} is not allowed because service account {account_name} does not reference that secret"));
+            foreign = Some(format!(
+                "{place} is not allowed because service account {account_name} does not reference that secret"
+            ));
         }
     });
     let pulls = pod.list_at(&["spec", "imagePullSecrets"]).iter().map(|pull| pull.str_at(&["name"])).enumerate();
@@ -220,8 +229,16 @@ mod tests {
     fn limited_accounts_keep_other_secrets_out() {
         let pod = json!({"spec": {"volumes": [{"secret": {"secretName": "s"}}], "imagePullSecrets": [{"name": "p"}]}});
         let account = |secrets: Value, pulls: Value| json!({"metadata": {"name": "sa"}, "secrets": secrets, "imagePullSecrets": pulls});
-        assert!(foreign_secret(&pod, &account(json!([]), json!([]))).unwrap().starts_with("volume with secret.secretName=\"s\""));
-        assert!(foreign_secret(&pod, &account(json!([{"name": "s"}]), json!([]))).unwrap().starts_with("imagePullSecrets[0]"));
+        assert!(
+            foreign_secret(&pod, &account(json!([]), json!([])))
+                .unwrap()
+                .starts_with("volume with secret.secretName=\"s\"")
+        );
+        assert!(
+            foreign_secret(&pod, &account(json!([{"name": "s"}]), json!([])))
+                .unwrap()
+                .starts_with("imagePullSecrets[0]")
+        );
         assert_eq!(foreign_secret(&pod, &account(json!([{"name": "s"}]), json!([{"name": "p"}]))), None);
     }
 }

@@ -12,7 +12,8 @@ use super::{AdmissionRequest, Operation, Plugin, cached, cached_list};
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
-const IS_DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+const IS_DEFAULT: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// Claims without a class get the default one.
@@ -124,9 +125,7 @@ mod tests {
 
     #[test]
     fn the_newest_default_class_counts() {
-        let class = |name: &str, at: &str, default: &str| {
-            json!({"metadata": {"name": name, "creationTimestamp": at, "annotations": {IS_DEFAULT[0]: default}}})
-        };
+        let class = |name: &str, at: &str, default: &str| json!({"metadata": {"name": name, "creationTimestamp": at, "annotations": {IS_DEFAULT[0]: default}}});
         let classes = vec![class("a", "2020-01-01T00:00:00Z", "true"), class("b", "2021-01-01T00:00:00Z", "true")];
         assert_eq!(default_class(classes).as_deref(), Some("b"));
         assert_eq!(default_class(vec![class("a", "2020-01-01T00:00:00Z", "false")]), None);

@@ -52,7 +52,12 @@ pub fn impersonate(
     }
     for (key, values) in extras {
         for value in &values {
-            let attributes = Attributes { name: value, subresource: &key, api_version: "v1", ..ask("authentication.k8s.io", "userextras") };
+            let attributes = Attributes {
+                name: value,
+                subresource: &key,
+                api_version: "v1",
+                ..ask("authentication.k8s.io", "userextras")
+            };
             check(attributes)?;
         }
         user.extra.entry(key).or_default().extend(values);

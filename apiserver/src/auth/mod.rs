@@ -185,7 +185,9 @@ impl Chain {
                 Ok(user)
             }
             None if wrong || !self.anonymous => Err(Status::unauthorized("Unauthorized")),
-            None => Ok(UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() }),
+            None => {
+                Ok(UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() })
+            }
         }
     }
 
@@ -214,7 +216,12 @@ impl Chain {
     }
 
     /// The user that the `Impersonate-*` headers ask for, if the caller may.
-    pub async fn impersonate(&self, server: &Arc<Server>, user: UserInfo, headers: &HeaderMap) -> Result<UserInfo, Status> {
+    pub async fn impersonate(
+        &self,
+        server: &Arc<Server>,
+        user: UserInfo,
+        headers: &HeaderMap,
+    ) -> Result<UserInfo, Status> {
         impersonation::impersonate(user, headers, |attributes| self.authorize(server, attributes))
     }
 

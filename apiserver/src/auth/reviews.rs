@@ -85,7 +85,8 @@ impl Review {
             }
             if body.namespace() != cx.namespace {
                 let (namespace, wanted) = (body.namespace(), cx.namespace);
-                let message = format!("namespace on request ({wanted}) does not match namespace on review ({namespace})");
+                let message =
+                    format!("namespace on request ({wanted}) does not match namespace on review ({namespace})");
                 return Err(Status::bad_request(message));
             }
         }
@@ -129,12 +130,17 @@ impl Review {
                 "exactly one of nonResourceAttributes or resourceAttributes must be specified",
             ));
         }
-        if self != Self::SelfSubjectAccess && spec.str_at(&["user"]).is_empty() && spec.list_at(&["groups"]).is_empty() {
+        if self != Self::SelfSubjectAccess && spec.str_at(&["user"]).is_empty() && spec.list_at(&["groups"]).is_empty()
+        {
             errors.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));
         }
         let namespace = spec.str_at(&["resourceAttributes", "namespace"]);
         if self == Self::LocalSubjectAccess && resource && namespace != body.namespace() {
-            errors.push(FieldError::invalid("spec.resourceAttributes.namespace", namespace, "must match metadata.namespace"));
+            errors.push(FieldError::invalid(
+                "spec.resourceAttributes.namespace",
+                namespace,
+                "must match metadata.namespace",
+            ));
         }
         if self == Self::LocalSubjectAccess && path {
             let value = spec["nonResourceAttributes"].clone();
@@ -178,7 +184,8 @@ fn field_selector(spec: &Value) -> String {
 }
 
 fn subject_of(body: &Value) -> UserInfo {
-    let texts = |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let texts =
+        |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let spec = &body["spec"];
     let extra = spec.map_at(&["extra"]).into_iter().flatten();
     UserInfo {
@@ -221,7 +228,8 @@ fn rules(cx: &Cx<'_>, body: &Value) -> Result<Value> {
     }
     let (paths, resources): (Vec<_>, Vec<_>) = held.into_iter().partition(|rule| rule.resources.is_empty());
     let is_node = super::node::node_identity(cx.user).is_some();
-    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node || !errors.is_empty()});
+    let mut status =
+        json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node || !errors.is_empty()});
     let mut texts = errors;
     if is_node {
         texts.push("node authorizer does not support user rule resolution".into());
@@ -263,9 +271,12 @@ mod tests {
         };
         let resource = json!({"resourceAttributes": {"namespace": "a", "verb": "get", "resource": "pods"}});
         assert_eq!(errors(Review::SelfSubjectAccess, json!({"spec": resource})), "");
-        assert!(errors(Review::SelfSubjectAccess, json!({"spec": {}})).contains("exactly one of nonResourceAttributes"));
+        assert!(
+            errors(Review::SelfSubjectAccess, json!({"spec": {}})).contains("exactly one of nonResourceAttributes")
+        );
         assert!(errors(Review::SubjectAccess, json!({"spec": resource})).contains("at least one of user or group"));
-        let local = json!({"metadata": {"namespace": "b"}, "spec": {"user": "u", "resourceAttributes": {"namespace": "a"}}});
+        let local =
+            json!({"metadata": {"namespace": "b"}, "spec": {"user": "u", "resourceAttributes": {"namespace": "a"}}});
         assert!(errors(Review::LocalSubjectAccess, local).contains("must match metadata.namespace"));
     }
 
@@ -275,6 +286,9 @@ mod tests {
             "fieldSelector": {"requirements": [{"key": "spec.nodeName", "operator": "In", "values": ["n"]}]}}});
         let (user, selector) = (UserInfo::default(), field_selector(&spec));
         let asked = attributes(&user, &spec, &selector);
-        assert_eq!((asked.verb, asked.resource, asked.namespace, asked.field_selector), ("list", "pods", "a", "spec.nodeName=n"));
+        assert_eq!(
+            (asked.verb, asked.resource, asked.namespace, asked.field_selector),
+            ("list", "pods", "a", "spec.nodeName=n")
+        );
     }
 }

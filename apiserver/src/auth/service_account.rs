@@ -177,7 +177,13 @@ impl ServiceAccountTokens {
     }
 
     /// `None`: not a token of ours. `wanted` empty stands for the server's own audiences.
-    pub fn verify(&self, objects: &dyn Objects, token: &str, wanted: &[String], now: i64) -> Result<Option<Verified>, TokenError> {
+    pub fn verify(
+        &self,
+        objects: &dyn Objects,
+        token: &str,
+        wanted: &[String],
+        now: i64,
+    ) -> Result<Option<Verified>, TokenError> {
         let Some(issuer) = issuer_of(token) else { return Ok(None) };
         let legacy = issuer == LEGACY_ISSUER;
         if !legacy && !self.issuers.contains(&issuer) {
@@ -241,7 +247,8 @@ impl ServiceAccountTokens {
             check("nodes", "", node)?;
         }
         let mut user = user_info(namespace, &serviceaccount.name, &serviceaccount.uid);
-        let mut extra = |key: &str, value: String| user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+        let mut extra =
+            |key: &str, value: String| user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
         for (kind, bound) in [("pod", pod), ("node", node)] {
             let Some(bound) = bound else { continue };
             extra(&format!("{kind}-name"), bound.name.clone());
@@ -366,7 +373,9 @@ mod tests {
         let verified = tokens.verify(&cluster("2"), &token, &[], 1500).unwrap().unwrap();
         assert_eq!(verified.user.name, "system:serviceaccount:a:default");
         assert_eq!(verified.user.extra["authentication.kubernetes.io/node-name"], ["n"]);
-        let outcome = |objects: &Fake, wanted: &[String], now| tokens.verify(objects, &token, wanted, now).err().map(|e| e.to_string());
+        let outcome = |objects: &Fake, wanted: &[String], now| {
+            tokens.verify(objects, &token, wanted, now).err().map(|e| e.to_string())
+        };
         assert_eq!(outcome(&cluster("9"), &[], 1500).as_deref(), Some("service account token has been invalidated"));
         assert_eq!(outcome(&cluster("2"), &[], 3000).as_deref(), Some("service account token has expired"));
         assert_eq!(outcome(&cluster("2"), &[], 100).as_deref(), Some("service account token is not valid yet"));

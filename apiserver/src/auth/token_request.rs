@@ -68,7 +68,11 @@ fn check_metadata(cx: &Cx<'_>, name: &str, body: &Value, account: &Value) -> Res
     let differs = |given: &str, wanted: &str| !given.is_empty() && given != wanted;
     let mut errors = Vec::new();
     if differs(body.name(), name) {
-        errors.push(FieldError::invalid("metadata.name", body.name(), "must match the service account name if specified"));
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            body.name(),
+            "must match the service account name if specified",
+        ));
     }
     if differs(body.namespace(), cx.namespace) {
         let detail = "must match the service account namespace if specified";
@@ -142,7 +146,9 @@ fn bind(cx: &Cx<'_>, account: &Value, wanted: &Value) -> Result<Binding> {
             binding.secret = Some(reference(&secret));
             ("Secret", secret)
         }
-        _ => return Err(Status::bad_request(format!("cannot bind token to object of type {api_version}, Kind={kind}"))),
+        _ => {
+            return Err(Status::bad_request(format!("cannot bind token to object of type {api_version}, Kind={kind}")));
+        }
     };
     let uid = wanted.str_at(&["uid"]);
     if !uid.is_empty() && uid != object.uid() {
@@ -156,9 +162,11 @@ fn bind(cx: &Cx<'_>, account: &Value, wanted: &Value) -> Result<Binding> {
 
 fn claims(cx: &Cx<'_>, account: &Value, body: &Value) -> Result<Claims> {
     let wanted = body.at(&["spec", "boundObjectRef"]).filter(|wanted| !wanted.is_null());
-    let Binding { pod, node, secret } = wanted.map_or_else(|| Ok(Binding::default()), |wanted| bind(cx, account, wanted))?;
+    let Binding { pod, node, secret } =
+        wanted.map_or_else(|| Ok(Binding::default()), |wanted| bind(cx, account, wanted))?;
     let tokens = cx.server.auth.service_accounts();
-    let aud: Vec<String> = body.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let aud: Vec<String> =
+        body.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
     let mut seconds = body.i64_at(&["spec", "expirationSeconds"]).unwrap_or(DEFAULT);
     let mut warnafter = None;
     let for_server = aud.iter().all(|audience| tokens.audiences().contains(audience));

@@ -26,7 +26,11 @@ pub async fn namespaces(server: &Arc<Server>) -> Result<()> {
 
 pub async fn priority_classes(server: &Arc<Server>) -> Result<()> {
     for (name, value, description) in [
-        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
         (
             "system-cluster-critical",
             2_000_000_000,
@@ -97,7 +101,8 @@ pub async fn kubernetes_service(server: &Arc<Server>) -> Result<()> {
 }
 
 pub async fn service_cidr(server: &Arc<Server>) -> Result<()> {
-    let cidrs: Vec<String> = server.config.service_cluster_ip_range.iter().map(|range| range.trunc().to_string()).collect();
+    let cidrs: Vec<String> =
+        server.config.service_cluster_ip_range.iter().map(|range| range.trunc().to_string()).collect();
     let object = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "ServiceCIDR",

@@ -42,7 +42,8 @@ fn stored(error: StoreError) -> Status {
 pub async fn renew(server: &Arc<Server>) -> Result<()> {
     let Some(own) = advertised(&server.config) else { return Ok(()) };
     let key = format!("{}{own}", leases(&server.config));
-    let value = json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": {}, "subsets": [{"addresses": [{"ip": own}]}]});
+    let value =
+        json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": {}, "subsets": [{"addresses": [{"ip": own}]}]});
     let value = Bytes::from(value.to_string());
     let mut expect = Expect::Absent;
     for _ in 0..3 {
@@ -79,7 +80,8 @@ async fn publish(server: &Arc<Server>) -> Result<()> {
     let port = server.config.secure_port;
     let endpoints = endpoints(&addresses, port);
     ensure::merged(server, "endpoints", endpoints.clone(), |found| {
-        let same = found.list_at(&["subsets"]) == endpoints.list_at(&["subsets"]) && found.label(SKIP_MIRROR) == Some("true");
+        let same =
+            found.list_at(&["subsets"]) == endpoints.list_at(&["subsets"]) && found.label(SKIP_MIRROR) == Some("true");
         (!same).then(|| replaced(found, &endpoints, "subsets"))
     })
     .await?;

@@ -14,7 +14,8 @@ pub fn objects() -> Vec<Value> {
     for line in TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         match (line.strip_prefix("  "), objects.last_mut()) {
             (Some(rule), Some(role)) => {
-                let rules = role.get_mut("rules").and_then(Value::as_array_mut).expect("policy.txt: rules follow a role");
+                let rules =
+                    role.get_mut("rules").and_then(Value::as_array_mut).expect("policy.txt: rules follow a role");
                 rules.push(json!(parse_rule(rule)));
             }
             _ => objects.push(parse_object(line)),
@@ -73,7 +74,8 @@ fn parse_object(line: &str) -> Value {
             match word.split_once('=') {
                 Some(("into", suffix)) => labels[format!("{AGGREGATE_TO}{suffix}")] = "true".into(),
                 Some(("aggregates", suffix)) => {
-                    let label: Map<String, Value> = [(format!("{AGGREGATE_TO}{suffix}"), "true".into())].into_iter().collect();
+                    let label: Map<String, Value> =
+                        [(format!("{AGGREGATE_TO}{suffix}"), "true".into())].into_iter().collect();
                     object["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": label}]});
                 }
                 _ => {}
@@ -116,7 +118,10 @@ mod tests {
     fn the_table_is_whole() {
         let objects = objects();
         let count = |kind: &str| objects.iter().filter(|object| object["kind"] == kind).count();
-        assert_eq!((count("ClusterRole"), count("ClusterRoleBinding"), count("Role"), count("RoleBinding")), (73, 54, 7, 7));
+        assert_eq!(
+            (count("ClusterRole"), count("ClusterRoleBinding"), count("Role"), count("RoleBinding")),
+            (73, 54, 7, 7)
+        );
         for object in &objects {
             let name = object["metadata"]["name"].as_str().unwrap();
             assert!(!name.is_empty(), "{object}");
@@ -137,7 +142,10 @@ mod tests {
             json!({"rbac.authorization.k8s.io/aggregate-to-edit": "true"})
         );
         let dns = named("ClusterRoleBinding", "system:kube-dns");
-        assert_eq!(dns["subjects"], json!([{"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"}]));
+        assert_eq!(
+            dns["subjects"],
+            json!([{"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"}])
+        );
         let lock = named("Role", "system::leader-locking-kube-scheduler");
         assert_eq!(lock["metadata"]["namespace"], "kube-system");
         assert!(node_rules().len() > 20);

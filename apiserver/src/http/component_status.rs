@@ -27,7 +27,8 @@ pub struct Components;
 #[async_trait]
 impl SubresourceHandler for Components {
     async fn handle(&self, cx: &Cx<'_>, _name: &str, _verb: &str, _body: Value) -> Result<Value> {
-        let components = COMPONENTS.iter().map(|(name, port)| async move { status(name, component(cx.server, *port).await) });
+        let components =
+            COMPONENTS.iter().map(|(name, port)| async move { status(name, component(cx.server, *port).await) });
         let members = cx.server.config.etcd_servers.iter().enumerate();
         let members = members.map(|(index, url)| async move { status(&format!("etcd-{index}"), member(url).await) });
         let (mut items, members) = futures::join!(join_all(components), join_all(members));
@@ -56,7 +57,8 @@ async fn component(server: &Server, port: u16) -> std::result::Result<String, St
     let mut request = Request::new(full(""));
     *request.uri_mut() = url.parse().map_err(|error: http::uri::InvalidUri| failed(&error))?;
     let asked = async {
-        let response = server.proxies.any_server().request(request).await.map_err(|error| failed(&reach_error(&url, &error)))?;
+        let response =
+            server.proxies.any_server().request(request).await.map_err(|error| failed(&reach_error(&url, &error)))?;
         let code = response.status();
         let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| failed(&error))?;
         let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();

@@ -43,7 +43,11 @@ const CHECKS: &[Check] = &[
         kind: Kind::Exists("scheduling.k8s.io", "priorityclasses", "system-node-critical"),
         ready_only: false,
     },
-    Check { name: "poststarthook/start-system-namespaces-controller", kind: Kind::Exists("", "namespaces", "kube-system"), ready_only: false },
+    Check {
+        name: "poststarthook/start-system-namespaces-controller",
+        kind: Kind::Exists("", "namespaces", "kube-system"),
+        ready_only: false,
+    },
     Check { name: "shutdown", kind: Kind::ShuttingDown, ready_only: true },
 ];
 

@@ -61,7 +61,11 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let in_flight = Family::default();
     let mut registry = Registry::default();
     registry.register("apiserver_request", "Requests by what they asked and how they ended.", requests.clone());
-    registry.register("apiserver_request_duration_seconds", "How long requests took, but for long-running ones.", durations.clone());
+    registry.register(
+        "apiserver_request_duration_seconds",
+        "How long requests took, but for long-running ones.",
+        durations.clone(),
+    );
     registry.register("apiserver_current_inflight_requests", "Requests being worked on.", in_flight.clone());
     Metrics { requests, durations, in_flight, registry }
 });
@@ -69,8 +73,20 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
 /// The verb label: upstream's upper-case names; anything odd that a client sends counts as `other`.
 fn verb(info: &RequestInfo) -> String {
     const KNOWN: [&str; 14] = [
-        "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "post", "put", "head", "options",
-        "proxy", "connect",
+        "get",
+        "list",
+        "watch",
+        "create",
+        "update",
+        "patch",
+        "delete",
+        "deletecollection",
+        "post",
+        "put",
+        "head",
+        "options",
+        "proxy",
+        "connect",
     ];
     let verb = if super::proxy::is_connect(info) { "connect" } else { info.verb.as_str() };
     match verb {
@@ -143,7 +159,9 @@ pub fn render(server: &Server) -> String {
 }
 
 fn objects(server: &Server, text: &mut String) {
-    text.push_str("# HELP apiserver_resource_objects Stored objects by resource.\n# TYPE apiserver_resource_objects gauge\n");
+    text.push_str(
+        "# HELP apiserver_resource_objects Stored objects by resource.\n# TYPE apiserver_resource_objects gauge\n",
+    );
     for resource in server.registry.all() {
         let (name, count) = (&resource.group_resource, resource.cache.len());
         // Writing to a string cannot fail.
@@ -184,7 +202,10 @@ mod tests {
         observe(&info, true, 200, Duration::from_millis(3));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &METRICS.registry).unwrap();
-        assert!(text.contains(r#"apiserver_request_total{verb="LIST",group="",version="v1",resource="pods""#), "{text}");
+        assert!(
+            text.contains(r#"apiserver_request_total{verb="LIST",group="",version="v1",resource="pods""#),
+            "{text}"
+        );
         let odd = RequestInfo { verb: "brew".into(), ..RequestInfo::default() };
         assert_eq!(verb(&odd), "other");
     }

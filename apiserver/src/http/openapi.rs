@@ -9,8 +9,8 @@ use apimachinery::schema::openapi;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION,
-    VARY,
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
+    IF_NONE_MATCH, LOCATION, VARY,
 };
 use http::{HeaderMap, StatusCode};
 
@@ -20,8 +20,10 @@ use crate::server::Server;
 const JSON: &str = "application/json";
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// How clients ask for it, from old to new.
-const V2_PROTOBUF_NAMES: [&str; 2] =
-    ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"];
+const V2_PROTOBUF_NAMES: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+];
 
 /// Which document a path is about.
 enum Document {
@@ -40,7 +42,9 @@ impl Document {
                 let parts: Vec<&str> = root.split('/').collect();
                 match parts.as_slice() {
                     ["api", version] => Some(Self::V3(GroupVersion::new("", (*version).to_owned()))),
-                    ["apis", group, version] => Some(Self::V3(GroupVersion::new((*group).to_owned(), (*version).to_owned()))),
+                    ["apis", group, version] => {
+                        Some(Self::V3(GroupVersion::new((*group).to_owned(), (*version).to_owned())))
+                    }
                     _ => None,
                 }
             }
@@ -74,9 +78,13 @@ fn descriptions(_: Option<&GroupVersion>) -> Describe {
 
 fn accepts(headers: &HeaderMap, kinds: &[&str]) -> bool {
     let lines = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let first = lines.flat_map(|line| line.split(',')).map(|accept| accept.split(';').next().unwrap_or_default().trim());
+    let first =
+        lines.flat_map(|line| line.split(',')).map(|accept| accept.split(';').next().unwrap_or_default().trim());
     // The first that we have counts; JSON is always had.
-    first.filter(|kind| kinds.contains(kind) || matches!(*kind, JSON | "*/*" | "application/*")).next().is_some_and(|kind| kinds.contains(&kind))
+    first
+        .filter(|kind| kinds.contains(kind) || matches!(*kind, JSON | "*/*" | "application/*"))
+        .next()
+        .is_some_and(|kind| kinds.contains(&kind))
 }
 
 /// The answer to a path below `/openapi/`; `None` for paths without a document.
@@ -95,7 +103,8 @@ pub async fn answer(_server: &Arc<Server>, info: &RequestInfo, headers: &HeaderM
     if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
         return Some(finish(Vec::new(), StatusCode::NOT_MODIFIED, &etag, content_type, is_pinned));
     }
-    let wants_gzip = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).is_some_and(|line| line.contains("gzip"));
+    let wants_gzip =
+        headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).is_some_and(|line| line.contains("gzip"));
     let made = tokio::task::spawn_blocking(move || {
         let bytes = document.make()?;
         Some(if wants_gzip { gzip(&bytes).map_or((bytes, false), |packed| (packed, true)) } else { (bytes, false) })

@@ -204,7 +204,13 @@ fn rest_of_path<'a>(info: &RequestInfo, path: &'a str) -> Option<&'a str> {
 }
 
 /// Passes the request to `base` with the rest of its path and its query.
-async fn proxied(server: &Arc<Server>, client: &Outbound, base: &str, info: &RequestInfo, request: Request) -> Result<Response> {
+async fn proxied(
+    server: &Arc<Server>,
+    client: &Outbound,
+    base: &str,
+    info: &RequestInfo,
+    request: Request,
+) -> Result<Response> {
     let path = request.uri().path().to_owned();
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let Some(rest) = rest_of_path(info, &path) else {
@@ -237,9 +243,12 @@ fn rewrite_location(response: &mut Response, base: &str, prefix: &str) {
 }
 
 async fn send(server: &Arc<Server>, client: &Outbound, target: &str, request: Request) -> Result<Response> {
-    let uri: Uri = target.parse().map_err(|error| Status::bad_request(format!("invalid target of the proxy: {error}")))?;
+    let uri: Uri =
+        target.parse().map_err(|error| Status::bad_request(format!("invalid target of the proxy: {error}")))?;
     let sent = forward(client, uri, request, &server.shutdown).await;
-    sent.map_err(|error| Status::service_unavailable(format!("error trying to reach service: {}", reach_error(target, &error))))
+    sent.map_err(|error| {
+        Status::service_unavailable(format!("error trying to reach service: {}", reach_error(target, &error)))
+    })
 }
 
 /// The container that is meant: the named one, which must exist, or the only one.
@@ -357,7 +366,9 @@ fn log_query(info: &RequestInfo) -> Result<String> {
     let mut errors = Vec::new();
     for (name, least) in [("sinceSeconds", 1), ("tailLines", 0), ("limitBytes", 1)] {
         let Some(text) = info.param(name).filter(|text| !text.is_empty()) else { continue };
-        let number: i64 = text.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?;
+        let number: i64 = text
+            .parse()
+            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?;
         if number < least {
             let detail = if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
             errors.push(FieldError::invalid(name, number, detail));
@@ -368,7 +379,8 @@ fn log_query(info: &RequestInfo) -> Result<String> {
         if info.param("sinceSeconds").is_some() {
             errors.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
         }
-        let at: jiff::Timestamp = at.parse().map_err(|_| Status::bad_request(format!("parsing time {at:?}: not RFC 3339")))?;
+        let at: jiff::Timestamp =
+            at.parse().map_err(|_| Status::bad_request(format!("parsing time {at:?}: not RFC 3339")))?;
         params.push(("sinceTime", at.to_string()));
     }
     let stream = info.param("stream").unwrap_or("All");
@@ -392,7 +404,11 @@ async fn kubelet_error(response: Response, name: &str) -> Status {
     match code {
         StatusCode::INTERNAL_SERVER_ERROR => Status::internal(text),
         StatusCode::BAD_REQUEST => Status::bad_request(text),
-        StatusCode::NOT_FOUND => Status::failure(404, "NotFound", format!("the server could not find the requested resource ( pods/log {name})")),
+        StatusCode::NOT_FOUND => Status::failure(
+            404,
+            "NotFound",
+            format!("the server could not find the requested resource ( pods/log {name})"),
+        ),
         code => Status::failure(code.as_u16(), code.canonical_reason().unwrap_or("Unknown"), text),
     }
 }
@@ -434,7 +450,10 @@ mod tests {
     #[test]
     fn log_options_are_checked() {
         let base = "/api/v1/namespaces/a/pods/p/log";
-        assert_eq!(log_query(&info(&format!("{base}?follow=true&tailLines=5"))).unwrap(), "follow=true&tailLines=5&stream=All");
+        assert_eq!(
+            log_query(&info(&format!("{base}?follow=true&tailLines=5"))).unwrap(),
+            "follow=true&tailLines=5&stream=All"
+        );
         assert_eq!(log_query(&info(&format!("{base}?tailLines=-1"))).unwrap_err().code, 422);
         assert_eq!(log_query(&info(&format!("{base}?tailLines=x"))).unwrap_err().code, 400);
         assert_eq!(log_query(&info(&format!("{base}?sinceSeconds=0"))).unwrap_err().code, 422);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -76,9 +76,8 @@ pub fn outbound(identity: &Identity<'_>, connect_timeout: Duration) -> Result<Ou
                 let path = path.to_owned();
                 move |source| OutboundError::Read { path, source }
             };
-            let chain = CertificateDer::pem_file_iter(certificate)
-                .and_then(Iterator::collect)
-                .map_err(read(certificate))?;
+            let chain =
+                CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect).map_err(read(certificate))?;
             let key = PrivateKeyDer::from_pem_file(key).map_err(read(key))?;
             builder.with_client_auth_cert(chain, key).map_err(OutboundError::Identity)?
         }
@@ -194,7 +193,8 @@ pub async fn forward(
 
 /// What went wrong on the way to a backend, in the words that users of upstream search for.
 pub fn reach_error(target: &str, error: &(dyn std::error::Error + 'static)) -> String {
-    let address = target.split_once("://").map_or(target, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+    let address =
+        target.split_once("://").map_or(target, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
@@ -239,7 +239,8 @@ fn strip(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP.iter().chain(&named).chain(&[HOST, AUTHORIZATION]) {
         headers.remove(name);
     }
-    let impersonation: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
+    let impersonation: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
     for name in impersonation {
         headers.remove(name);
     }
@@ -260,6 +261,8 @@ fn hide_token_protocol(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -285,5 +288,64 @@ mod tests {
         ]);
         strip(&mut all);
         assert_eq!(all, headers(&[("accept", "*/*"), ("sec-websocket-protocol", "v5.channel.k8s.io")]));
+    }
+
+    /// A backend that switches protocols and then sends back what it gets.
+    async fn echo_backend() -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            assert!(!String::from_utf8_lossy(&head).to_lowercase().contains("authorization"));
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let (mut from, mut to) = stream.split();
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+        });
+        address
+    }
+
+    /// A server that passes its one connection's requests on to `backend`.
+    async fn front(backend: std::net::SocketAddr) -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = outbound(&Identity::default(), Duration::from_secs(5)).unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let client = client.clone();
+                async move {
+                    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+                    let target = format!("http://{backend}/exec").parse().unwrap();
+                    forward(&client, target, request, &CancellationToken::new()).await
+                }
+            });
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            connection.with_upgrades().await.unwrap();
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_after_an_upgrade() {
+        apimachinery::process::install_crypto_provider();
+        let mut client = tokio::net::TcpStream::connect(front(echo_backend().await).await).await.unwrap();
+        let request = "GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\nAuthorization: Bearer secret\r\n\r\n";
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+        client.write_all(b"hello").await.unwrap();
+        let mut echo = [0; 5];
+        client.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"hello");
+        client.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut echo).await.unwrap(), 0, "the end of one side ends the other");
     }
 }
