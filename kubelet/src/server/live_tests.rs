@@ -56,7 +56,7 @@ impl Live {
         let sandbox = run_pod(&state.runtime, &uid, script).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let server = Arc::new(Server { auth: Auth::new(&state), state: state.clone() });
+        let server = Arc::new(Server { auth: Auth::new(&state), state: state.clone(), history: Default::default() });
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve_http(stream, server.clone(), None));

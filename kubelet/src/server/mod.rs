@@ -11,6 +11,8 @@ mod inspect;
 mod live_tests;
 pub mod logs;
 mod routes;
+mod stats;
+mod system_logs;
 mod tls;
 
 use std::convert::Infallible;
@@ -53,6 +55,7 @@ pub enum ServerError {
 pub struct Server {
     state: Arc<NodeState>,
     auth: Auth,
+    history: stats::History,
 }
 
 /// Binds the port now, so that a port in use is an error at start, and serves in the background until `shutdown`.
@@ -68,7 +71,7 @@ pub async fn start(
     let address = SocketAddr::new(ip, config.port);
     let acceptor = tls::acceptor(&config, &state.node_name, certificate_dir)?;
     let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })?;
-    let server = Arc::new(Server { auth: Auth::new(&state), state });
+    let server = Arc::new(Server { auth: Auth::new(&state), state, history: stats::History::default() });
     tokio::spawn(accept(listener, acceptor, server, shutdown));
     Ok(())
 }
@@ -127,7 +130,7 @@ where
 impl Server {
     async fn answer(&self, request: Request<Incoming>, certificate: Option<&PeerCertificate>) -> Response<Body> {
         match self.auth.check(&request, certificate).await {
-            Ok(()) => routes::route(&self.state, request).await,
+            Ok(()) => routes::route(self, request).await,
             Err(refusal) => body::text(refusal.code(), refusal.to_string()),
         }
     }

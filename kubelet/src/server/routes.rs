@@ -1,16 +1,14 @@
 //! Which path is answered by what. The paths are upstream's.
 
-use std::sync::Arc;
-
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::body::{self, Body};
-use super::{inspect, logs};
-use crate::state::NodeState;
+use super::{Server, inspect, logs};
 use crate::streaming::{self, Target};
 
-pub(super) async fn route(state: &Arc<NodeState>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn route(server: &Server, request: Request<Incoming>) -> Response<Body> {
+    let state = &server.state;
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
@@ -52,6 +50,6 @@ pub(super) async fn route(state: &Arc<NodeState>, request: Request<Incoming>) ->
             body::text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
         }
         _ if !get => body::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
-        _ => inspect::answer(state, &segments, &query).await,
+        _ => inspect::answer(server, &segments, &query).await,
     }
 }

@@ -4,7 +4,7 @@
 //! stdin half-close (`v5.channel.k8s.io`) are translated to SPDY, which the runtime understands. Port-forward ends
 //! here: the kubelet connects from inside the pod's network namespace itself, so that both directions close apart.
 
-mod netns;
+pub(crate) mod netns;
 pub(crate) mod passthrough;
 mod port_forward;
 mod remote_command;

@@ -44,10 +44,21 @@ pub enum Namespace {
 
 /// Asks the runtime for the sandbox's network namespace.
 pub async fn of_sandbox(state: &NodeState, sandbox: &str) -> Result<Namespace, NamespaceError> {
+    parse(&sandbox_info(state, sandbox).await?).ok_or(NamespaceError::Unknown)
+}
+
+/// A process that sees the sandbox's network.
+pub async fn process_of_sandbox(state: &NodeState, sandbox: &str) -> Option<u32> {
+    let info = sandbox_info(state, sandbox).await.inspect_err(|error| tracing::debug!(%error, "no sandbox")).ok()?;
+    let info: Value = serde_json::from_str(&info).ok()?;
+    u32::try_from(info.get("pid")?.as_u64()?).ok().filter(|pid| *pid > 0)
+}
+
+async fn sandbox_info(state: &NodeState, sandbox: &str) -> Result<String, NamespaceError> {
     let mut client = RuntimeServiceClient::new(state.runtime.channel());
     let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
-    let answer = client.pod_sandbox_status(request).await.map_err(Box::new)?.into_inner();
-    answer.info.get("info").and_then(|info| parse(info)).ok_or(NamespaceError::Unknown)
+    let mut answer = client.pod_sandbox_status(request).await.map_err(Box::new)?.into_inner();
+    answer.info.remove("info").ok_or(NamespaceError::Unknown)
 }
 
 /// `info` is the runtime specification of the sandbox, as containerd reports it.
