@@ -49,8 +49,13 @@ pub enum ApplyError {
     Version { given: String, expected: String },
     #[error("metadata.managedFields must be nil")]
     ManagedFieldsGiven,
-    #[error("failed to create typed patch object: {0}")]
-    Config(#[source] TypedError),
+    #[error("failed to create typed patch object ({object}): {error}")]
+    Config {
+        /// `namespace/name; group/version, Kind=kind`
+        object: String,
+        #[source]
+        error: TypedError,
+    },
     #[error("failed to decode managed fields: {0}")]
     ManagedFields(#[source] FieldsError),
     #[error("failed to convert new typed object to object: {0}")]
@@ -97,7 +102,9 @@ impl From<ApplyError> for Status {
                 status
             }
             ApplyError::Version { .. } | ApplyError::ManagedFieldsGiven => Self::bad_request(message),
-            ApplyError::Config(_) | ApplyError::ManagedFields(_) | ApplyError::Merged(_) => Self::internal(message),
+            ApplyError::Config { .. } | ApplyError::ManagedFields(_) | ApplyError::Merged(_) => {
+                Self::failure(500, "", message)
+            }
         }
     }
 }
@@ -154,7 +161,7 @@ pub fn apply(
     if config.pointer("/metadata/managedFields").is_some_and(|m| !m.is_null()) {
         return Err(ApplyError::ManagedFieldsGiven);
     }
-    typed::validate(schema, config).map_err(ApplyError::Config)?;
+    typed::validate(schema, config).map_err(|error| ApplyError::Config { object: describe(config), error })?;
     let mut entries = live.map_or(Ok(Vec::new()), managed::read).map_err(ApplyError::ManagedFields)?;
     let base = base_of(schema, live);
     let ignored = ignored_set(ignored);
@@ -188,6 +195,15 @@ fn base_of(schema: &Schema, live: Option<&Value>) -> Value {
     managed::strip(&mut base);
     complete(&mut base, schema);
     base
+}
+
+/// An object as upstream names it in messages.
+fn describe(object: &Value) -> String {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let api_version = text("/apiVersion");
+    let core = if api_version.contains('/') { "" } else { "/" };
+    let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+    format!("{namespace}/{name}; {core}{api_version}, Kind={}", text("/kind"))
 }
 
 struct Applier<'a> {

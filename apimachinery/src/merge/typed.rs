@@ -38,7 +38,7 @@ fn atom<'s>(schema: &'s Schema, value: Option<&Value>) -> Atom<'s> {
         Shape::Map(map) if !map.atomic => Atom::Map(None, schema),
         Shape::List(list) if list.kind != ListKind::Atomic => Atom::List(list),
         // What has no schema is owned field by field; its lists are atomic.
-        Shape::Opaque(Opaque::Any | Opaque::Raw | Opaque::Json) | Shape::PropsOr(_) => match value {
+        Shape::Opaque(Opaque::Any | Opaque::Json) | Shape::PropsOr(_) => match value {
             Some(Value::Object(_)) => Atom::Map(None, schema),
             _ => Atom::Leaf,
         },
@@ -140,7 +140,15 @@ fn misfit(scalar: Scalar, value: &Value) -> Option<&'static str> {
 }
 
 fn wrong_type(path: &str, expected: &'static str, got: &Value) -> TypedError {
-    TypedError::Type { path: path.to_owned(), expected, got: got.to_string() }
+    // Numbers are complained about by Go's name of the type that is there, everything else by value.
+    let got = match got {
+        Value::String(_) if expected.starts_with("numeric") => "string".into(),
+        Value::Bool(_) if expected.starts_with("numeric") => "bool".into(),
+        Value::Array(_) if expected.starts_with("numeric") => "[]interface {}".into(),
+        Value::Object(_) if expected.starts_with("numeric") => "map[string]interface {}".into(),
+        other => other.to_string(),
+    };
+    TypedError::Type { path: path.to_owned(), expected, got }
 }
 
 fn bad_item(list: &List, path: &str, index: usize, what: &'static str) -> TypedError {

@@ -57,7 +57,12 @@ fn decode_enveloped(bytes: &[u8], depth: usize) -> Result<Value, ProtoError> {
     } else {
         let schema = builtin().kind_of_object(&unknown.api_version, &unknown.kind);
         let schema = schema.ok_or_else(|| unknown_kind(&unknown.api_version, &unknown.kind))?;
-        decode::message(unknown.raw, schema, depth)?
+        let mut map = decode::message(unknown.raw, schema, depth)?;
+        // A list always has items, even when there are none.
+        if unknown.kind.ends_with("List") && schema.child("items").is_some_and(|items| items.item().is_some()) {
+            map.entry("items").or_insert_with(|| Value::Array(Vec::new()));
+        }
+        map
     };
     if !unknown.api_version.is_empty() {
         map.insert("apiVersion".into(), Value::String(unknown.api_version));

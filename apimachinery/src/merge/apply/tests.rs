@@ -149,14 +149,17 @@ fn kubectl_moves_from_client_to_server_side() {
 #[test]
 fn bad_configurations_are_refused() {
     let twice = config(json!({"template": {"spec": {"containers": [{"name": "x"}, {"name": "x"}]}}}));
-    assert!(matches!(apply(schema(), None, &twice, &at("a", 0), false, &[]), Err(ApplyError::Config(_))));
+    assert!(matches!(apply(schema(), None, &twice, &at("a", 0), false, &[]), Err(ApplyError::Config { .. })));
     let mut managed = config(json!({}));
     managed["metadata"]["managedFields"] = json!([]);
     assert!(matches!(apply(schema(), None, &managed, &at("a", 0), false, &[]), Err(ApplyError::ManagedFieldsGiven)));
     let other = json!({"apiVersion": "apps/v1beta1", "kind": "Deployment"});
     let unknown = config(json!({"nonsense": 1}));
     let error = apply(schema(), None, &unknown, &at("a", 0), false, &[]).expect_err("undeclared");
-    assert_eq!(error.to_string(), "failed to create typed patch object: .spec.nonsense: field not declared in schema");
+    assert_eq!(
+        error.to_string(),
+        "failed to create typed patch object (/d; apps/v1, Kind=Deployment): .spec.nonsense: field not declared in schema"
+    );
     assert!(matches!(apply(schema(), None, &other, &at("a", 0), false, &[]), Err(ApplyError::Version { .. })));
 }
 
