@@ -11,6 +11,7 @@ pub mod auth;
 pub mod bootstrap;
 pub mod cache;
 pub mod config;
+pub mod extensions;
 pub mod http;
 pub mod registry;
 pub mod server;

@@ -84,6 +84,7 @@ impl Server {
         let listener = Listener::bind(&config).await.map_err(StartError::Listen)?;
         let etcd = crate::storage::etcd::Etcd::connect(&config).await.map_err(StartError::Store)?;
         let server = Self::start(config, Arc::new(etcd), shutdown)?;
+        tokio::spawn(crate::extensions::run(server.clone()));
         let bootstrap = tokio::spawn(crate::bootstrap::run(server.clone()));
         listener.serve(server).await;
         if let Err(error) = bootstrap.await {

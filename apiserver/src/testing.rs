@@ -126,6 +126,7 @@ impl TestServer {
         let address = listener.local_addr()?;
         let certificate = config.cert_dir.join("apiserver.crt");
         let server = Server::start(config, store, CancellationToken::new())?;
+        tokio::spawn(crate::extensions::run(server.clone()));
         tokio::spawn(listener.serve(server.clone()));
         server.caches.wait_for(1).await;
         Ok(Self { server, address, certificate, _scratch: scratch })

@@ -166,3 +166,58 @@ async fn dry_runs_and_strict_fields() {
     assert_eq!(status, StatusCode::CREATED);
     assert_eq!(made["metadata"]["name"].as_str().map(str::len), Some(7));
 }
+
+fn widgets() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList", "shortNames": ["wd"]},
+            "versions": [{
+                "name": "v1", "served": true, "storage": true,
+                "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size"}},
+                "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}],
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "spec": {"type": "object", "properties": {
+                        "size": {"type": "integer", "minimum": 1, "default": 3}, "color": {"type": "string"},
+                    }},
+                    "status": {"type": "object", "properties": {"size": {"type": "integer"}}},
+                }}},
+            }],
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_resources_are_served_while_defined() {
+    let Some((_etcd, _server, api)) = start().await else { return };
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let (status, made) = api.post(definitions, &widgets()).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let mut watch =
+        api.watch(&format!("{definitions}?watch=true&fieldSelector=metadata.name%3Dwidgets.example.com")).await;
+    while !watch.next().await.expect("an event").to_string().contains("\"Established\"") {}
+
+    let path = "/apis/example.com/v1/namespaces/default/widgets";
+    let widget =
+        json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"odd": 1}});
+    let (status, made) = api.post(path, &widget).await;
+    assert_eq!((status, &made["spec"]), (StatusCode::CREATED, &json!({"size": 3})), "pruned and defaulted: {made}");
+    let mut small = widget.clone();
+    small["metadata"]["name"] = json!("small");
+    small["spec"] = json!({"size": 0});
+    assert_eq!(
+        api.post(path, &small).await.1["message"],
+        "Widget.example.com \"small\" is invalid: spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1"
+    );
+    let (_, scale) = api.patch(&format!("{path}/w/scale"), MERGE, &json!({"spec": {"replicas": 5}})).await;
+    assert_eq!(scale["spec"]["replicas"], 5, "{scale}");
+    let (_, list) = api.get(path).await;
+    assert_eq!((&list["kind"], &list["items"][0]["kind"]), (&json!("WidgetList"), &json!("Widget")));
+
+    assert_eq!(api.delete(&format!("{definitions}/widgets.example.com"), &json!({})).await.0, StatusCode::OK);
+    while watch.next().await.expect("an event")["type"] != "DELETED" {}
+    let (_, again) = api.post(definitions, &widgets()).await;
+    assert_eq!(again["kind"], "CustomResourceDefinition", "{again}");
+}

@@ -71,11 +71,10 @@ async fn fill(store: &dyn Store, prefix: &str, caches: &Caches) -> StoreResult<u
 }
 
 /// Fills a cache that was added while the feed runs: its objects as of a revision that the feed then catches up with.
-pub async fn fill_new(store: &dyn Store, caches: &Caches, cache: &ResourceCache) -> StoreResult<()> {
+pub async fn fill_new(store: &dyn Store, cache: &ResourceCache) -> StoreResult<()> {
     let mut objects = Vec::new();
     let revision = read_all(store, cache.prefix(), |entry| objects.extend(decode(cache, entry))).await?;
     cache.fill(objects, revision);
-    caches.wait_for(revision).await;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! One stored object: encoded once, shared by every reader.
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -37,13 +38,13 @@ pub struct Extracted {
 }
 
 /// What all objects of one resource have in common in the cache.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KindInfo {
     /// Kind and apiVersion of the storage version.
     pub kind: String,
     pub api_version: String,
     /// Dotted paths of the selectable fields, with the value that stands for an absent one.
-    pub fields: Vec<(&'static str, &'static str)>,
+    pub fields: Vec<(Cow<'static, str>, &'static str)>,
     /// Which of `fields` watchers are indexed by.
     pub indexed: Option<usize>,
 }
@@ -255,7 +256,7 @@ mod tests {
         let kind = Arc::new(KindInfo {
             kind: "Pod".into(),
             api_version: "v1".into(),
-            fields: vec![("spec.nodeName", ""), ("spec.hostNetwork", "false")],
+            fields: vec![("spec.nodeName".into(), ""), ("spec.hostNetwork".into(), "false")],
             indexed: Some(0),
         });
         let text =

@@ -145,15 +145,16 @@ fn custom(resource: &Resource, version: &crate::registry::Served) -> Shown {
         storage_hash: String::new(),
         subresources: Vec::new(),
     };
+    let names = resource.names.clone().unwrap_or_default();
     Shown {
         name: version.gvr.resource.to_string(),
-        singular: version.gvk.kind.to_lowercase(),
+        singular: names.singular,
         namespaced: resource.namespaced,
         other_version: None,
         kind: version.gvk.kind.to_string(),
         verbs: version.verbs.clone(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
+        short_names: names.short_names,
+        categories: names.categories,
         storage_hash: String::new(),
         subresources: version.subresources.iter().map(subresource).collect(),
     }
@@ -196,7 +197,8 @@ fn resource_list(group: &str, version: &str, resources: &[Shown]) -> Value {
             entries.push(entry(sub, format!("{}/{}", resource.name, sub.name)));
         }
     }
-    let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": entries});
+    let mut list =
+        json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": entries});
     if !group.is_empty() {
         list["apiVersion"] = "v1".into();
     }
@@ -267,7 +269,8 @@ fn aggregated_resource(shown: &Shown) -> Value {
     entry.insert("singularResource".into(), shown.singular.as_str().into());
     entry.insert("verbs".into(), shown.verbs.clone().into());
     add_names(&mut entry, shown);
-    let subresource = |sub: &Shown| json!({"subresource": sub.name, "responseKind": response_kind(sub), "verbs": sub.verbs});
+    let subresource =
+        |sub: &Shown| json!({"subresource": sub.name, "responseKind": response_kind(sub), "verbs": sub.verbs});
     if !shown.subresources.is_empty() {
         entry.insert("subresources".into(), shown.subresources.iter().map(subresource).collect());
     }
@@ -281,7 +284,8 @@ enum Form {
 }
 
 fn wanted(headers: &HeaderMap) -> Form {
-    let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|line| line.split(','));
+    let accepts =
+        headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|line| line.split(','));
     for accept in accepts {
         let mut parts = accept.split(';').map(str::trim);
         let kind = parts.next().unwrap_or_default();
@@ -305,7 +309,8 @@ pub fn answer(server: &Server, path: &str, headers: &HeaderMap) -> Option<Respon
     }
     let groups = served(&server.registry);
     if let (["api" | "apis"], Form::Aggregated(version)) = (parts.as_slice(), wanted(headers)) {
-        let core: Vec<_> = groups.get_key_value("").map(|(name, versions)| (name.as_str(), versions)).into_iter().collect();
+        let core: Vec<_> =
+            groups.get_key_value("").map(|(name, versions)| (name.as_str(), versions)).into_iter().collect();
         let chosen = if parts == ["api"] { core } else { ordered_groups(&groups) };
         let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
         return Some(tagged(&aggregated(version, &chosen), &content_type, headers));
@@ -317,7 +322,8 @@ pub fn answer(server: &Server, path: &str, headers: &HeaderMap) -> Option<Respon
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server_address(server)}],
         }),
         ["apis"] => {
-            let list: Vec<Value> = ordered_groups(&groups).into_iter().map(|(name, versions)| api_group(name, versions)).collect();
+            let list: Vec<Value> =
+                ordered_groups(&groups).into_iter().map(|(name, versions)| api_group(name, versions)).collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
         }
         ["api", version] => resource_list("", version, groups.get("")?.get(*version)?),
@@ -393,7 +399,9 @@ mod tests {
     #[test]
     fn versions_and_groups_are_in_upstreams_order() {
         let versions: Versions = ["v1", "v2"].into_iter().map(|version| (version.to_owned(), Vec::new())).collect();
-        let names = |group: &str| ordered(group, &versions).iter().map(|(version, _)| (*version).to_owned()).collect::<Vec<_>>();
+        let names = |group: &str| {
+            ordered(group, &versions).iter().map(|(version, _)| (*version).to_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(names("autoscaling"), ["v2", "v1"]);
         let groups = ["apps", "apiregistration.k8s.io", "policy", "", "example.com"].into_iter();
         let groups = groups.map(|name| (name.to_owned(), [("v1".to_owned(), Vec::new())].into())).collect();

@@ -96,6 +96,8 @@ impl Renderer {
         columns: bool,
     ) -> Value {
         let objects = objects.map(|object| self.resource.present(&self.served, object.value()));
+        let api_version = self.served.gvk.api_version();
+        let columns = columns.then_some(api_version.as_str());
         table::table(&*self.resource.strategy, version, metadata, objects, self.include, columns)
     }
 
@@ -105,7 +107,9 @@ impl Renderer {
             Shape::Object => object,
             Shape::Metadata(version) => table::partial(&object, version),
             Shape::Table(version) => {
-                table::table(&*self.resource.strategy, version, json!({}), std::iter::once(object), self.include, true)
+                let api_version = self.served.gvk.api_version();
+                let objects = std::iter::once(object);
+                table::table(&*self.resource.strategy, version, json!({}), objects, self.include, Some(&api_version))
             }
         };
         self.value(shaped, code)
@@ -154,7 +158,9 @@ impl Renderer {
     pub fn value_list(&self, metadata: &Value, mut items: Vec<Value>) -> Result<Response> {
         if let Shape::Table(version) = self.format.shape {
             let rows = items.into_iter();
-            let table = table::table(&*self.resource.strategy, version, metadata.clone(), rows, self.include, true);
+            let api_version = self.served.gvk.api_version();
+            let strategy = &*self.resource.strategy;
+            let table = table::table(strategy, version, metadata.clone(), rows, self.include, Some(&api_version));
             return self.value(table, StatusCode::OK);
         }
         let (kind, api_version) = (&self.served.list_kind, self.served.gvk.api_version());

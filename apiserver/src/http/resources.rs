@@ -18,7 +18,7 @@ use crate::admission::Operation;
 use crate::auth::UserInfo;
 use crate::cache::{Selection, Start, WatchError};
 use crate::registry::object::ObjectExt;
-use crate::registry::strategy::Subresource;
+use crate::registry::strategy::{ScalePaths, ScaleSelector, Subresource};
 use crate::registry::{SchemaRef, Served, ServedSubresource};
 use crate::server::Server;
 use crate::verbs::patch::{Patch, check_strict};
@@ -184,20 +184,14 @@ impl Request<'_> {
         let kind = self.call.resource.strategy.subresource(&sub.name).ok_or_else(Status::path_not_found)?;
         match (kind, self.input.info.verb.as_str()) {
             (Subresource::Update(_), _) => self.resource().await,
-            (Subresource::Scale(paths), "get") => {
-                let object = verbs::get::get(&self.call, self.input.info.param("resourceVersion")).await?;
-                self.respond(&verbs::scale::of(&object.value(), &paths), StatusCode::OK)
+            (Subresource::CustomScale(custom), verb) => {
+                let spec: Vec<&str> = custom.spec_replicas.iter().map(String::as_str).collect();
+                let status: Vec<&str> = custom.status_replicas.iter().map(String::as_str).collect();
+                let selector: Vec<&str> = custom.selector.iter().map(String::as_str).collect();
+                let selector = ScaleSelector::Text(&selector);
+                self.scale(sub, &ScalePaths { spec_replicas: &spec, status_replicas: &status, selector }, verb).await
             }
-            (Subresource::Scale(paths), "update") => {
-                let scale = self.decode_as(sub)?;
-                let written = verbs::scale::change(&self.call, &paths, &mut |_| Ok(scale.clone())).await?;
-                self.respond(&written.object, StatusCode::OK)
-            }
-            (Subresource::Scale(paths), "patch") => {
-                let patch = self.patch_body(&mut Vec::new())?;
-                let written = verbs::scale::change(&self.call, &paths, &mut |scale| patch_scale(scale, &patch)).await?;
-                self.respond(&written.object, StatusCode::OK)
-            }
+            (Subresource::Scale(paths), verb) => self.scale(sub, &paths, verb).await,
             (Subresource::Custom(handler), verb) => {
                 let mut body = match verb {
                     "create" | "update" => self.decode_as(sub)?,
@@ -211,8 +205,26 @@ impl Request<'_> {
                 let code = if verb == "create" { StatusCode::CREATED } else { StatusCode::OK };
                 self.respond(&answer, code)
             }
-            _ => Err(Status::path_not_found()),
         }
+    }
+
+    async fn scale(&self, sub: &ServedSubresource, paths: &ScalePaths<'_>, verb: &str) -> Result<Output> {
+        let written = match verb {
+            "get" => {
+                let object = verbs::get::get(&self.call, self.input.info.param("resourceVersion")).await?;
+                return self.respond(&verbs::scale::of(&object.value(), paths), StatusCode::OK);
+            }
+            "update" => {
+                let scale = self.decode_as(sub)?;
+                verbs::scale::change(&self.call, paths, &mut |_| Ok(scale.clone())).await?
+            }
+            "patch" => {
+                let patch = self.patch_body(&mut Vec::new())?;
+                verbs::scale::change(&self.call, paths, &mut |scale| patch_scale(scale, &patch)).await?
+            }
+            _ => return Err(method_not_allowed()),
+        };
+        self.respond(&written.object, StatusCode::OK)
     }
 
     async fn list(&self) -> Result<Output> {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::cache::Stored;
 use crate::registry::object::ObjectExt;
-use crate::registry::strategy::Strategy;
+use crate::registry::strategy::{Column, Strategy};
 
 /// What of the object goes with each row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,15 +27,15 @@ impl IncludeObject {
     }
 }
 
-/// A table of `objects`, which are in the version of the request. `columns`: with the definitions of the columns,
-/// which only the first event of a watch carries.
+/// A table of `objects`, which are in the version of the request. `columns`: the `apiVersion` of the request, to have
+/// the definitions of the columns in it, which only the first event of a watch carries.
 pub fn table(
     strategy: &dyn Strategy,
     version: &str,
     metadata: Value,
     objects: impl Iterator<Item = Value>,
     include: IncludeObject,
-    columns: bool,
+    columns: Option<&str>,
 ) -> Value {
     let now = jiff::Timestamp::now();
     let rows: Vec<Value> = objects
@@ -44,20 +44,18 @@ pub fn table(
             json!({"cells": cells, "object": row_object(object, version, include)})
         })
         .collect();
-    let definitions: Option<Vec<Value>> = columns.then(|| {
-        strategy
-            .columns()
-            .iter()
-            .map(|c| json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority}))
-            .collect()
-    });
     json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{version}"),
         "metadata": metadata,
-        "columnDefinitions": definitions,
+        "columnDefinitions": columns.map(|api_version| definitions(strategy, api_version)),
         "rows": rows,
     })
+}
+
+fn definitions(strategy: &dyn Strategy, api_version: &str) -> Vec<Value> {
+    let declared = |c: &Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority});
+    strategy.custom_columns(api_version).unwrap_or_else(|| strategy.columns().iter().map(declared).collect())
 }
 
 fn row_object(object: Value, version: &str, include: IncludeObject) -> Value {

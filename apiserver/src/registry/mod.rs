@@ -30,6 +30,7 @@ pub mod strategy;
 pub mod tables;
 pub mod validation;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -88,10 +89,34 @@ pub struct Resource {
     /// The schema of the storage version.
     pub schema: Option<SchemaRef>,
     pub strategy: StrategyRef,
+    /// The strategy of `status` of a custom resource; built-in kinds name theirs themselves.
+    pub status: Option<StrategyRef>,
     pub cache: Arc<ResourceCache>,
     pub versions: Vec<Arc<Served>>,
     /// Items of lists carry their kind, as those of custom resources do.
     pub custom: bool,
+    /// Of custom resources; those of built-in ones are among the discovery facts.
+    pub names: Option<Names>,
+}
+
+/// What else a resource is called.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    pub singular: String,
+    pub short_names: Vec<String>,
+    pub categories: Vec<String>,
+}
+
+impl Names {
+    /// From `spec.names` of a definition.
+    pub fn read(names: &Value) -> Self {
+        let list = |field: &str| names.list_at(&[field]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        Self {
+            singular: names.str_at(&["singular"]).to_owned(),
+            short_names: list("shortNames"),
+            categories: list("categories"),
+        }
+    }
 }
 
 /// A resource in one version.
@@ -209,8 +234,11 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
     let (group, resource) = (first.group.to_string(), first.resource.to_string());
     let strategy = kinds::strategy(&group, &resource);
     let storage = layout::storage_kind(apis);
-    let fields: Vec<_> =
-        strategy.selectable_fields().iter().map(|field| (*field, strategy.selectable_default(field))).collect();
+    let fields: Vec<_> = strategy
+        .selectable_fields()
+        .iter()
+        .map(|field| (Cow::Borrowed(*field), strategy.selectable_default(field)))
+        .collect();
     let kind = KindInfo {
         kind: storage.kind.to_string(),
         api_version: storage.api_version(),
@@ -228,6 +256,8 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
         cache,
         versions: apis.iter().map(|api| Arc::new(served(api))).collect(),
         custom: false,
+        status: None,
+        names: None,
     }
 }
 

@@ -170,30 +170,39 @@ pub enum Propagation {
 
 /// Where the two replica counts and the selector of a scalable kind are.
 #[derive(Clone, Copy, Debug)]
-pub struct ScalePaths {
-    pub spec_replicas: &'static [&'static str],
-    pub status_replicas: &'static [&'static str],
-    pub selector: ScaleSelector,
+pub struct ScalePaths<'a> {
+    pub spec_replicas: &'a [&'a str],
+    pub status_replicas: &'a [&'a str],
+    pub selector: ScaleSelector<'a>,
+}
+
+/// The same, read from the definition of a custom resource; the selector is text.
+#[derive(Clone, Debug)]
+pub struct CustomScale {
+    pub spec_replicas: Vec<String>,
+    pub status_replicas: Vec<String>,
+    pub selector: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum ScaleSelector {
+pub enum ScaleSelector<'a> {
     /// A plain map of labels (replication controllers).
-    Labels(&'static [&'static str]),
+    Labels(&'a [&'a str]),
     /// A `LabelSelector` object.
-    Selector(&'static [&'static str]),
+    Selector(&'a [&'a str]),
     /// A string that already is a selector.
-    Text(&'static [&'static str]),
+    Text(&'a [&'a str]),
 }
 
 /// What `/<name>/<subresource>` does.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub enum Subresource {
     /// Get, update and patch of the object itself under this strategy, whose `prepare_for_update` keeps what the
     /// subresource may not change: `status` of most kinds, `finalize`, `approval`, `ephemeralcontainers`, `resize`.
     Update(&'static dyn Strategy),
     /// `autoscaling/v1 Scale`.
-    Scale(ScalePaths),
+    Scale(ScalePaths<'static>),
+    CustomScale(Arc<CustomScale>),
     /// Anything else: `binding`, `eviction`, `token`.
     Custom(&'static dyn SubresourceHandler),
 }
@@ -239,6 +248,9 @@ pub trait Strategy: Send + Sync + 'static {
     async fn begin_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) -> Result<Undo> {
         Ok(Undo::none())
     }
+
+    /// After an update is stored: gives back what `old` had and the object has no longer.
+    async fn after_update(&self, _cx: &Cx<'_>, _obj: &Value, _old: &Value) {}
 
     /// After the object is gone from the store; `obj` is its last state.
     async fn after_delete(&self, _cx: &Cx<'_>, _obj: &Value) {}
@@ -295,6 +307,11 @@ pub trait Strategy: Send + Sync + 'static {
     fn columns(&self) -> &'static [Column] {
         const COLUMNS: &[Column] = &[Column::name(), Column::new("Created At", "date")];
         COLUMNS
+    }
+
+    /// The columns as a `Table` declares them, where they are not known to the program: custom resources.
+    fn custom_columns(&self, _api_version: &str) -> Option<Vec<Value>> {
+        None
     }
 
     /// The cells of one object, as many as `columns()`.

@@ -98,6 +98,9 @@ impl<'a> Call<'a> {
         if self.subresource.is_empty() {
             return &*self.resource.strategy;
         }
+        if let (Some(status), "status") = (&self.resource.status, self.subresource.as_str()) {
+            return &**status;
+        }
         match self.resource.strategy.subresource(&self.subresource) {
             Some(Subresource::Update(strategy)) => strategy,
             _ => &*self.resource.strategy,

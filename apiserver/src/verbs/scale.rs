@@ -10,7 +10,7 @@ use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{ScalePaths, ScaleSelector};
 
 /// The scale of `object`.
-pub fn of(object: &Value, paths: &ScalePaths) -> Value {
+pub fn of(object: &Value, paths: &ScalePaths<'_>) -> Value {
     let mut metadata = json!({});
     for name in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.at(&["metadata", name]) {
@@ -34,7 +34,7 @@ pub fn of(object: &Value, paths: &ScalePaths) -> Value {
     scale
 }
 
-fn selector(object: &Value, selector: ScaleSelector) -> String {
+fn selector(object: &Value, selector: ScaleSelector<'_>) -> String {
     match selector {
         ScaleSelector::Text(path) => object.str_at(path).to_owned(),
         ScaleSelector::Labels(path) => {
@@ -51,7 +51,7 @@ fn selector(object: &Value, selector: ScaleSelector) -> String {
 /// Sets the replica count that `scale_of` makes of the present scale.
 pub async fn change(
     call: &Call<'_>,
-    paths: &ScalePaths,
+    paths: &ScalePaths<'_>,
     scale_of: &mut (dyn FnMut(Value) -> Result<Value> + Send),
 ) -> Result<Written> {
     let mut written = update::change(call, &mut |old| {

@@ -184,6 +184,8 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
             object.metadata_mut().insert("resourceVersion".into(), revision.to_string().into());
             if last_finalizer_gone {
                 call.resource.strategy.after_delete(&cx, object).await;
+            } else {
+                strategy.after_update(&cx, object, old).await;
             }
             Ok(written(object))
         }

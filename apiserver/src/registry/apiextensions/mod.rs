@@ -14,7 +14,7 @@ pub struct CustomResourceDefinition;
 
 const COLUMNS: &[Column] = &[Column::name(), Column::new("Created At", "date")];
 
-static STATUS: StatusOf = StatusOf::new(defaults::admission::custom_resource_definition);
+static STATUS: StatusOf = StatusOf::new();
 
 impl Strategy for CustomResourceDefinition {
     fn default(&self, obj: &mut Value) {
@@ -52,6 +52,19 @@ impl Strategy for CustomResourceDefinition {
 
     fn allow_unconditional_update(&self) -> bool {
         false
+    }
+
+    fn keeps_on_delete(&self, obj: &Value) -> bool {
+        !obj.is_being_deleted()
+    }
+
+    /// A definition stays until its objects are gone.
+    fn on_marked_deleted(&self, obj: &mut Value) {
+        let mut finalizers: Vec<String> = obj.finalizers().into_iter().map(str::to_owned).collect();
+        if !finalizers.iter().any(|name| name == crate::extensions::CLEANUP_FINALIZER) {
+            finalizers.push(crate::extensions::CLEANUP_FINALIZER.to_owned());
+            obj.set(&["metadata", "finalizers"], finalizers);
+        }
     }
 
     fn columns(&self) -> &'static [Column] {

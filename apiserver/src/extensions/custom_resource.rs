@@ -1,0 +1,147 @@
+//! The strategy of custom resources: everything that a kind of our own declares in code, read from its definition.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use apimachinery::schema::Schema;
+use apimachinery::status::FieldError;
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::json_path::JsonPath;
+use super::validation::Validator;
+use crate::registry::object::ObjectExt;
+use crate::registry::strategy::{
+    CustomScale, Cx, GENERIC_STATUS, Strategy, Subresource, keep, prepare_for_status_update,
+};
+use crate::registry::tables;
+
+/// A printer column.
+pub struct Printed {
+    /// As a `Table` declares it.
+    pub definition: Value,
+    pub path: JsonPath,
+}
+
+/// What the versions of one definition say.
+pub struct CustomResource {
+    /// Of the storage version, which is the one that objects are in when they are checked.
+    pub schema: Option<Arc<Schema>>,
+    pub validator: Option<Arc<Validator>>,
+    pub has_status: bool,
+    pub scale: Option<Arc<CustomScale>>,
+    /// By `apiVersion`.
+    pub columns: HashMap<String, Vec<Printed>>,
+}
+
+impl CustomResource {
+    fn check(&self, object: &Value) -> Vec<FieldError> {
+        self.validator.as_ref().map(|validator| validator.validate(object)).unwrap_or_default()
+    }
+
+    fn fill(&self, object: &mut Value) {
+        if let Some(schema) = &self.schema {
+            schema.apply_defaults(object);
+        }
+    }
+}
+
+#[async_trait]
+impl Strategy for CustomResource {
+    fn default(&self, object: &mut Value) {
+        self.fill(object);
+    }
+
+    fn prepare_for_create(&self, _cx: &Cx<'_>, object: &mut Value) {
+        if self.has_status {
+            object.remove_at(&["status"]);
+        }
+        object.metadata_mut().insert("generation".into(), 1.into());
+    }
+
+    fn validate_create(&self, _cx: &Cx<'_>, object: &Value) -> Vec<FieldError> {
+        self.check(object)
+    }
+
+    fn prepare_for_update(&self, _cx: &Cx<'_>, object: &mut Value, old: &Value) {
+        if self.has_status {
+            keep(object, old, "status");
+        }
+        if content(object) != content(old) {
+            let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0) + 1;
+            object.metadata_mut().insert("generation".into(), generation.into());
+        }
+    }
+
+    fn validate_update(&self, _cx: &Cx<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        self.check(object)
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn subresource(&self, name: &str) -> Option<Subresource> {
+        match name {
+            "status" if self.has_status => Some(Subresource::Update(&GENERIC_STATUS)),
+            "scale" => self.scale.clone().map(Subresource::CustomScale),
+            _ => None,
+        }
+    }
+
+    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
+        if self.has_status { &[&["status"]] } else { &[] }
+    }
+
+    fn custom_columns(&self, api_version: &str) -> Option<Vec<Value>> {
+        let mut columns = vec![json!({
+            "name": "Name", "type": "string", "format": "name", "priority": 0,
+            "description": "Name must be unique within a namespace.",
+        })];
+        columns.extend(self.columns.get(api_version).into_iter().flatten().map(|column| column.definition.clone()));
+        Some(columns)
+    }
+
+    fn row(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        let mut cells = vec![tables::name(object)];
+        let columns = self.columns.get(object.api_version()).into_iter().flatten();
+        cells.extend(columns.map(|column| cell(column, object, now)));
+        cells
+    }
+}
+
+/// Everything but metadata and status.
+fn content(object: &Value) -> Vec<(&String, &Value)> {
+    let members = object.as_object().into_iter().flatten();
+    members.filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status" | "kind" | "apiVersion")).collect()
+}
+
+fn cell(column: &Printed, object: &Value, now: jiff::Timestamp) -> Value {
+    let Some(value) = column.path.first(object) else { return Value::Null };
+    match column.definition.str_at(&["type"]) {
+        "date" => tables::since(value, now).into(),
+        "string" if !value.is_string() => value.to_string().into(),
+        "integer" | "number" if !value.is_number() => Value::Null,
+        "boolean" if !value.is_boolean() => Value::Null,
+        _ => value.clone(),
+    }
+}
+
+/// Writes of `status` of a custom resource: checked like the whole.
+pub struct CustomStatus(pub Arc<CustomResource>);
+
+#[async_trait]
+impl Strategy for CustomStatus {
+    fn prepare_for_update(&self, _cx: &Cx<'_>, object: &mut Value, old: &Value) {
+        prepare_for_status_update(object, old);
+    }
+
+    fn validate_update(&self, _cx: &Cx<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
+        self.0.check(object)
+    }
+
+    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
+        // What is not status cannot be changed here, and is owned by nobody who tries.
+        &[&["spec"]]
+    }
+}
