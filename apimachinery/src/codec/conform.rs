@@ -118,16 +118,12 @@ impl<'s> Walk<'s> {
     fn scalar(&self, value: &mut Value, scalar: Scalar, field: Option<&Field>) -> Result<(), DecodeError> {
         let fits = match (scalar, &*value) {
             (Scalar::String | Scalar::Duration, Value::String(_)) | (Scalar::Bool, Value::Bool(_)) => true,
-            (Scalar::Int32, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+            (Scalar::Int32 | Scalar::IntOrString, Value::Number(n)) => {
+                n.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
+            }
             (Scalar::Int64, Value::Number(n)) => n.is_i64(),
             (Scalar::Double, Value::Number(_)) => true,
             (Scalar::IntOrString, Value::String(_)) => true,
-            (Scalar::IntOrString, Value::Number(n)) => {
-                if n.as_i64().is_none_or(|n| i32::try_from(n).is_err()) {
-                    return Err(DecodeError::ValueType { value: describe(value, true), expected: "int32".into() });
-                }
-                true
-            }
             (Scalar::Bytes, Value::String(s)) => return bytes(s),
             (Scalar::Time, Value::String(s)) => return time(s, false).map(|t| replace(value, t)),
             (Scalar::MicroTime, Value::String(s)) => return time(s, true).map(|t| replace(value, t)),
@@ -137,14 +133,12 @@ impl<'s> Walk<'s> {
         if fits {
             return Ok(());
         }
-        let expected = match (field.and_then(|f| f.go_type.as_deref()), scalar) {
-            (Some(name), _) => name,
-            (None, Scalar::Time | Scalar::MicroTime | Scalar::Duration | Scalar::IntOrString) => {
-                return Err(DecodeError::ValueType { value: describe(value, false), expected: "string".into() });
-            }
-            (None, _) => scalar_name(scalar),
-        };
-        let number = matches!(scalar, Scalar::Int32 | Scalar::Int64);
+        let expected = field.and_then(|f| f.go_type.as_deref()).unwrap_or_else(|| match scalar {
+            Scalar::Time | Scalar::MicroTime | Scalar::Duration => "string",
+            Scalar::IntOrString => "int32",
+            _ => scalar_name(scalar),
+        });
+        let number = matches!(scalar, Scalar::Int32 | Scalar::Int64 | Scalar::IntOrString);
         Err(self.wrong(describe(value, number), expected.to_owned()))
     }
 
@@ -198,7 +192,12 @@ fn replace(value: &mut Value, text: String) {
 
 fn bytes(text: &str) -> Result<(), DecodeError> {
     // Checks without keeping the decoded bytes around.
-    STANDARD.decode(text).map(drop).map_err(|e| DecodeError::Base64(e.to_string()))
+    let position = |error| match error {
+        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+        // Go names the group of four that is incomplete.
+        _ => text.len() / 4 * 4,
+    };
+    STANDARD.decode(text).map(drop).map_err(|e| DecodeError::Base64(position(e)))
 }
 
 fn time(text: &str, micro: bool) -> Result<String, DecodeError> {

@@ -7,7 +7,7 @@ use crate::schema::Schema;
 /// Decodes one object. With a schema the value is pruned and brought into the form upstream would print: no unknown
 /// fields, no nulls, no empty optional fields, canonical quantities and times. Nesting is bounded at 128.
 pub fn decode(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeError> {
-    let mut decoded = parse(bytes)?;
+    let mut decoded = read(bytes, schema)?;
     if let Some(schema) = schema {
         conform(&mut decoded, schema)?;
     }
@@ -17,14 +17,18 @@ pub fn decode(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeEr
 /// Decodes without a schema: exactly what was written, with duplicate fields reported. Patches and applied
 /// configurations are read like this.
 pub fn parse(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    read(bytes, None)
+}
+
+pub(super) fn read(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeError> {
     if bytes.len() > MAX_BYTES {
         return Err(DecodeError::TooLarge);
     }
     let mut builder = Builder::default();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = builder.build(&mut deserializer).map_err(DecodeError::Json)?;
+    let value = builder.build(&mut deserializer, schema).map_err(DecodeError::Json)?;
     deserializer.end().map_err(DecodeError::Json)?;
-    Ok(Decoded { value, strict_errors: builder.duplicates })
+    Ok(Decoded { value, strict_errors: builder.complaints })
 }
 
 #[cfg(test)]
@@ -48,9 +52,9 @@ mod tests {
         assert_eq!(
             decoded.strict_errors,
             [
+                r#"unknown field "spec.foo""#,
                 r#"duplicate field "spec.containers[0].image""#,
                 r#"unknown field "spec.containers[0].bar""#,
-                r#"unknown field "spec.foo""#
             ]
         );
         assert_eq!(
@@ -84,6 +88,14 @@ mod tests {
                 "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
             ),
             (json!({"spec": []}), "json: cannot unmarshal array into Go struct field Pod.spec of type v1.PodSpec"),
+            (
+                json!({"spec": {"containers": [{"lifecycle": {"preStop": {"httpGet": {"port": {}}}}}]}}),
+                "json: cannot unmarshal object into Go struct field HTTPGetAction.spec.containers.lifecycle.preStop.httpGet.port of type int32",
+            ),
+            (
+                json!({"metadata": {"creationTimestamp": 5}}),
+                "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.creationTimestamp of type string",
+            ),
             (json!([]), "json: cannot unmarshal array into Go value of type v1.Pod"),
             (
                 json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}}),

@@ -46,6 +46,6 @@ pub enum DecodeError {
     Quantity(#[source] crate::meta::QuantityError),
     #[error("parsing time {0:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {0:?} as \"2006\"")]
     Time(String),
-    #[error("illegal base64 data in {0}")]
-    Base64(String),
+    #[error("illegal base64 data at input byte {0}")]
+    Base64(usize),
 }

@@ -1,26 +1,51 @@
-//! Builds a `Value` from any serde format while noting duplicate fields, which a plain `Value` would swallow.
+//! Builds a `Value` from any serde format while noting duplicate fields, which a plain `Value` would swallow, and
+//! leaving out fields that the schema does not know, which then cost no memory. Complaints come in the order of the
+//! document.
 
 use std::fmt::{self, Write};
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use super::MAX_STRICT_ERRORS;
+use crate::schema::Schema;
 
-/// Where the parser is and which fields it has met twice. The last one of duplicates wins, as in upstream.
+/// Where the parser is and what it complains about. The last one of duplicates wins, as in upstream.
 #[derive(Debug, Default)]
 pub struct Builder {
     path: String,
-    pub duplicates: Vec<String>,
+    /// `duplicate field "a.b"`, `unknown field "a.c"`
+    pub complaints: Vec<String>,
 }
 
 impl Builder {
-    pub fn build<'de, D: Deserializer<'de>>(&mut self, deserializer: D) -> Result<Value, D::Error> {
-        Seed(self).deserialize(deserializer)
+    pub fn build<'de, D: Deserializer<'de>>(
+        &mut self,
+        deserializer: D,
+        schema: Option<&Schema>,
+    ) -> Result<Value, D::Error> {
+        Seed { builder: self, schema }.deserialize(deserializer)
+    }
+
+    fn complain(&mut self, what: &str) {
+        if self.complaints.len() < MAX_STRICT_ERRORS {
+            self.complaints.push(format!("{what} field {:?}", self.path));
+        }
     }
 }
 
-struct Seed<'a>(&'a mut Builder);
+struct Seed<'a> {
+    builder: &'a mut Builder,
+    schema: Option<&'a Schema>,
+}
+
+impl Seed<'_> {
+    /// Whether the schema has no place for this field.
+    fn is_unknown(&self, name: &str) -> bool {
+        let object = self.schema.and_then(Schema::as_object);
+        object.is_some_and(|o| !o.preserve_unknown && o.field(name).is_none())
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
     type Value = Value;
@@ -75,11 +100,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        let length = self.0.path.len();
+        let Self { builder, schema } = self;
+        let (length, schema) = (builder.path.len(), schema.and_then(Schema::item));
         loop {
-            let _ = write!(self.0.path, "[{}]", items.len());
-            let item = seq.next_element_seed(Seed(self.0));
-            self.0.path.truncate(length);
+            let _ = write!(builder.path, "[{}]", items.len());
+            let item = seq.next_element_seed(Seed { builder: &mut *builder, schema });
+            builder.path.truncate(length);
             match item? {
                 Some(item) => items.push(item),
                 None => return Ok(Value::Array(items)),
@@ -89,18 +115,24 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
-        let length = self.0.path.len();
+        let length = self.builder.path.len();
         while let Some(key) = access.next_key::<String>()? {
             if length > 0 {
-                self.0.path.push('.');
+                self.builder.path.push('.');
             }
-            self.0.path.push_str(&key);
-            let value = access.next_value_seed(Seed(self.0));
-            if map.insert(key, value?).is_some() && self.0.duplicates.len() < MAX_STRICT_ERRORS {
-                let error = format!("duplicate field {:?}", self.0.path);
-                self.0.duplicates.push(error);
+            self.builder.path.push_str(&key);
+            if self.is_unknown(&key) {
+                self.builder.complain("unknown");
+                access.next_value::<IgnoredAny>()?;
+            } else {
+                if map.contains_key(&key) {
+                    self.builder.complain("duplicate");
+                }
+                let schema = self.schema.and_then(|schema| schema.child(&key));
+                let value = access.next_value_seed(Seed { builder: &mut *self.builder, schema })?;
+                map.insert(key, value);
             }
-            self.0.path.truncate(length);
+            self.builder.path.truncate(length);
         }
         Ok(Value::Object(map))
     }

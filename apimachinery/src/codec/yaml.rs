@@ -10,7 +10,7 @@ use crate::schema::Schema;
 
 /// Decodes one document; see [`super::json::decode`].
 pub fn decode(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeError> {
-    let mut decoded = parse(bytes)?;
+    let mut decoded = read(bytes, schema)?;
     if let Some(schema) = schema {
         conform(&mut decoded, schema)?;
     }
@@ -19,22 +19,26 @@ pub fn decode(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeEr
 
 /// Decodes without a schema. JSON, which is what clients really send as YAML, takes the short way.
 pub fn parse(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    read(bytes, None)
+}
+
+fn read(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeError> {
     if bytes.len() > MAX_BYTES {
         return Err(DecodeError::TooLarge);
     }
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
-        && let Ok(decoded) = super::json::parse(bytes)
+        && let Ok(decoded) = super::json::read(bytes, schema)
     {
         return Ok(decoded);
     }
     let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::NotUtf8)?;
     let mut builder = Builder::default();
     let value = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
-        builder.build(deserializer)
+        builder.build(deserializer, schema)
     });
     let mut value = value.map_err(|e| DecodeError::Yaml(Box::new(e)))?;
     whole_floats_to_integers(&mut value);
-    Ok(Decoded { value, strict_errors: builder.duplicates })
+    Ok(Decoded { value, strict_errors: builder.complaints })
 }
 
 fn options() -> serde_saphyr::Options {
