@@ -67,7 +67,13 @@ fn check(value: &str, max: usize, shape: bool, message: impl FnOnce() -> String)
 
 /// Names of namespaces and most things that become part of a host name.
 pub fn is_dns1123_label(value: &str) -> Vec<String> {
-    let message = || regex_error(LABEL_TEXT, LABEL_RE, &["my-name", "123-abc"]);
+    let message = || {
+        // What would do as a subdomain fails only for its dots.
+        if value.contains('.') && value.split('.').all(dns_label_shape) {
+            return "must not contain dots".into();
+        }
+        regex_error(LABEL_TEXT, LABEL_RE, &["my-name", "123-abc"])
+    };
     check(value, DNS1123_LABEL_MAX, dns_label_shape(value), message)
 }
 

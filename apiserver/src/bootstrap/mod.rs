@@ -26,6 +26,7 @@ const RETRY: Duration = Duration::from_millis(200);
 pub async fn run(server: Arc<Server>) {
     let work = async {
         once(&server).await;
+        tokio::spawn(crate::registry::alloc::repair::run(server.clone()));
         loop {
             if let Err(error) = keep(&server).await {
                 tracing::warn!(%error, "cannot keep the kubernetes Service right");

@@ -87,15 +87,20 @@ pub fn keep_metadata(obj: &mut Value, old: &Value, fields: &[&str]) {
 /// The `status` subresource of a kind. Unlike the generic one it lets clients change labels and annotations with the
 /// status, as upstream does for the kinds that are older than the stricter rule.
 pub struct StatusOf {
-    pub default: fn(&mut Value),
     pub validate: fn(&Value, &Value) -> Vec<FieldError>,
     /// Fields of `metadata` that this way of writing leaves alone.
     pub kept: &'static [&'static str],
 }
 
+impl Default for StatusOf {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl StatusOf {
-    pub const fn new(default: fn(&mut Value)) -> Self {
-        Self { default, validate: |_, _| Vec::new(), kept: &["generation", "deletionTimestamp"] }
+    pub const fn new() -> Self {
+        Self { validate: |_, _| Vec::new(), kept: &["generation", "deletionTimestamp"] }
     }
 
     pub const fn keeping(mut self, metadata: &'static [&'static str]) -> Self {
@@ -114,10 +119,6 @@ pub const ALL_METADATA: &[&str] =
     &["generation", "deletionTimestamp", "labels", "annotations", "finalizers", "ownerReferences"];
 
 impl Strategy for StatusOf {
-    fn default(&self, obj: &mut Value) {
-        (self.default)(obj);
-    }
-
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         keep(obj, old, "spec");
         keep_metadata(obj, old, self.kept);

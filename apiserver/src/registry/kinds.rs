@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn conversions_bring_objects_back() {
         for (group, resource, strategy) in KINDS {
-            let obj = json!({"metadata": {"name": "a"}, "spec": {"maxReplicas": 1}, "reason": "x", "message": "y"});
+            let obj = json!({"apiVersion": "v1", "metadata": {"name": "a"}, "spec": {"maxReplicas": 1}, "reason": "x", "message": "y"});
             let back = strategy.to_storage("v1", strategy.from_storage("v1", obj.clone()));
             let without_type = |mut value: Value| {
                 value.as_object_mut().unwrap().remove("apiVersion");

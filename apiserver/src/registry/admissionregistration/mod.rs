@@ -27,7 +27,7 @@ pub static MUTATING_WEBHOOK_CONFIGURATION: Declared = Declared::new(Shape::Count
     .rules(validation::admission::webhooks)
     .table(WEBHOOK_COLUMNS, webhook_row);
 
-static POLICY_STATUS: StatusOf = StatusOf::new(defaults::admission::policy).keeping(ALL_METADATA);
+static POLICY_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
 
 pub static VALIDATING_ADMISSION_POLICY: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::admission::policy)

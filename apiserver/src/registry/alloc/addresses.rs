@@ -120,7 +120,7 @@ pub async fn allocate(cx: &Cx<'_>, service: &mut Value, old: Option<&Value>) -> 
     for (index, family) in families.iter().enumerate() {
         let taken = match ips.get(index) {
             Some(ip) if has.contains(ip) => continue,
-            Some(ip) => take(cx, service, *ip, index).await.map(|()| *ip),
+            Some(ip) => take(cx, service, *ip).await.map(|()| *ip),
             None => take_free(cx, service, family, index).await,
         };
         match taken {
@@ -144,17 +144,14 @@ pub async fn allocate(cx: &Cx<'_>, service: &mut Value, old: Option<&Value>) -> 
 }
 
 /// Takes the address that the user asks for.
-async fn take(cx: &Cx<'_>, service: &Value, ip: IpAddr, index: usize) -> Result<()> {
+async fn take(cx: &Cx<'_>, service: &Value, ip: IpAddr) -> Result<()> {
     let refuse = |why: String| {
-        let field = format!("spec.clusterIPs[{index}]");
         let detail = format!("failed to allocate IP {ip}: {why}");
-        invalid(service, &[FieldError::invalid(field, service["spec"]["clusterIPs"].clone(), detail)])
+        invalid(service, &[FieldError::invalid("spec.clusterIPs", service["spec"]["clusterIPs"].clone(), detail)])
     };
     let ranges = ranges(cx.server);
     if !ranges.iter().any(|range| range.contains(ip)) {
-        let same_family = ranges.iter().filter(|range| (range.family() == V6) == ip.is_ipv6());
-        let known: Vec<String> = same_family.map(|range| range.net.to_string()).collect();
-        return Err(refuse(format!("the provided network does not match the current range: {}", known.join(","))));
+        return Err(refuse("the provided network does not match the current range".into()));
     }
     if cx.dry_run {
         return Ok(());
@@ -200,12 +197,9 @@ fn give_back(cx: &Cx<'_>, ip: IpAddr) -> Undo {
     Undo::new(async move { delete(&server, ip).await })
 }
 
-/// Gives back all addresses of a service.
-pub async fn release(server: &Arc<Server>, service: &Value) {
-    if is_headless(&service["spec"]) {
-        return;
-    }
-    for ip in of(service) {
+/// Gives addresses back.
+pub async fn release(server: &Arc<Server>, ips: Vec<IpAddr>) {
+    for ip in ips {
         delete(server, ip).await;
     }
 }

@@ -34,8 +34,21 @@ pub async fn allocate(cx: &Cx<'_>, service: &mut Value, old: Option<&Value>) -> 
 
 /// Gives back what a deleted service had.
 pub async fn release(cx: &Cx<'_>, service: &Value) {
-    addresses::release(cx.server, service).await;
-    if let Err(error) = node_ports::release(cx.server, node_ports::of(service)).await {
+    addresses::release(cx.server, addresses::of(service)).await;
+    release_ports(cx, service, node_ports::of(service)).await;
+}
+
+/// Gives back what a service had before an update and has no longer.
+pub async fn release_difference(cx: &Cx<'_>, service: &Value, old: &Value) {
+    let (ips, ports) = (addresses::of(service), node_ports::of(service));
+    let gone = addresses::of(old).into_iter().filter(|ip| !ips.contains(ip)).collect();
+    addresses::release(cx.server, gone).await;
+    let gone = node_ports::of(old).into_iter().filter(|port| !ports.contains(port)).collect();
+    release_ports(cx, service, gone).await;
+}
+
+async fn release_ports(cx: &Cx<'_>, service: &Value, ports: Vec<u16>) {
+    if let Err(error) = node_ports::release(cx.server, ports).await {
         tracing::warn!(%error, service = service.name(), "node ports stay taken until the next repair");
     }
 }

@@ -9,7 +9,7 @@ use super::strategy::{Column, NameRule};
 use super::tables::{age, condition, name};
 use super::{defaults, validation};
 
-static STATUS: StatusOf = StatusOf::new(defaults::admission::api_service).keeping(ALL_METADATA);
+static STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
 
 pub static API_SERVICE: Declared = Declared::new(Shape::WithStatus)
     .defaults(defaults::admission::api_service)

@@ -32,7 +32,7 @@ const COUNTS: [&str; 4] = ["currentNumberScheduled", "numberMisscheduled", "desi
 /// Counts templates; only the oldest clients look at it, under this annotation.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
-static STATUS: StatusOf = StatusOf::new(defaults::apps::daemon_set);
+static STATUS: StatusOf = StatusOf::new();
 
 fn set_template_generation(obj: &mut Value, generation: i64) {
     obj.ensure_object(&["metadata", "annotations"]).insert(TEMPLATE_GENERATION.into(), generation.to_string().into());

@@ -30,9 +30,8 @@ pub const SCALE: ScalePaths = ScalePaths {
     selector: ScaleSelector::Selector(&["spec", "selector"]),
 };
 
-static STATUS: StatusOf = StatusOf::new(defaults::apps::deployment)
-    .keeping(&["generation", "deletionTimestamp", "labels"])
-    .validated(validation::apps::replica_counts);
+static STATUS: StatusOf =
+    StatusOf::new().keeping(&["generation", "deletionTimestamp", "labels"]).validated(validation::apps::replica_counts);
 
 /// `3/5`: ready and desired replicas.
 pub fn ready_of_desired(obj: &Value) -> Value {

@@ -23,7 +23,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Selector", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::apps::replica_set).validated(validation::apps::replica_counts);
+static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_counts);
 
 impl Strategy for ReplicaSet {
     fn default(&self, obj: &mut Value) {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::deployment::{SCALE, ready_of_desired};
 use crate::registry::common::{self, StatusOf};
 use crate::registry::object::ObjectExt;
-use crate::registry::strategy::{Column, Cx, Strategy, Subresource};
+use crate::registry::strategy::{Column, Cx, NameRule, Strategy, Subresource};
 use crate::registry::tables::{age, containers, name};
 use crate::registry::{defaults, validation};
 
@@ -21,7 +21,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Images", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::apps::stateful_set).validated(validation::apps::replica_counts);
+static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_counts);
 
 impl Strategy for StatefulSet {
     fn default(&self, obj: &mut Value) {
@@ -53,6 +53,11 @@ impl Strategy for StatefulSet {
             warnings.push(text.into());
         }
         warnings
+    }
+
+    /// Pods are named after their set, which must leave a DNS label.
+    fn name_rule(&self) -> NameRule {
+        NameRule::Dns1123Label
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -24,7 +24,7 @@ const COLUMNS: &[Column] = &[
     Column::age(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::autoscaling::horizontal_pod_autoscaler);
+static STATUS: StatusOf = StatusOf::new();
 
 impl Strategy for HorizontalPodAutoscaler {
     fn default(&self, obj: &mut Value) {

@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Selector", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::batch::cron_job);
+static STATUS: StatusOf = StatusOf::new();
 
 impl Strategy for CronJob {
     fn default(&self, obj: &mut Value) {

@@ -1,12 +1,13 @@
 //! `Endpoints`: the older list of a service's backends, still kept beside endpoint slices.
 
+use apimachinery::status::FieldError;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::registry::defaults;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Column, Cx, Strategy};
 use crate::registry::tables::{NONE, age, first_few, name};
+use crate::registry::{defaults, validation};
 
 pub struct Endpoints;
 
@@ -40,6 +41,14 @@ impl Strategy for Endpoints {
     fn prepare_for_create(&self, _cx: &Cx<'_>, _obj: &mut Value) {}
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) {}
+
+    fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
+        validation::core::endpoints(obj)
+    }
+
+    fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::core::endpoints(obj)
+    }
 
     fn allow_create_on_update(&self) -> bool {
         true

@@ -1,11 +1,12 @@
 //! `LimitRange`: what resources pods of a namespace may ask for, enforced by admission.
 
+use apimachinery::status::FieldError;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::registry::defaults;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Column, Cx, Strategy};
+use crate::registry::{defaults, validation};
 
 pub struct LimitRange;
 
@@ -19,6 +20,14 @@ impl Strategy for LimitRange {
     fn prepare_for_create(&self, _cx: &Cx<'_>, _obj: &mut Value) {}
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) {}
+
+    fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
+        validation::core::limit_range(obj)
+    }
+
+    fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::core::limit_range(obj)
+    }
 
     fn columns(&self) -> &'static [Column] {
         COLUMNS

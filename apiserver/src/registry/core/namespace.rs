@@ -20,7 +20,7 @@ const FINALIZER: &str = "kubernetes";
 
 const COLUMNS: &[Column] = &[Column::name(), Column::new("Status", "string"), Column::age()];
 
-static STATUS: StatusOf = StatusOf::new(defaults::core::namespace);
+static STATUS: StatusOf = StatusOf::new();
 static FINALIZE: Finalize = Finalize;
 
 impl Strategy for Namespace {
@@ -77,10 +77,6 @@ impl Strategy for Namespace {
 }
 
 impl Strategy for Finalize {
-    fn default(&self, obj: &mut Value) {
-        defaults::core::namespace(obj);
-    }
-
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         common::update_uncounted(obj, old);
     }

@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Container-Runtime", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::core::node);
+static STATUS: StatusOf = StatusOf::new();
 
 fn status(node: &Value) -> String {
     let mut text = match condition(node, "Ready") {

@@ -98,10 +98,6 @@ pub fn phase(obj: &Value) -> Value {
 }
 
 impl Strategy for Status {
-    fn default(&self, obj: &mut Value) {
-        defaults::core::persistent_volume(obj);
-    }
-
     /// The time of the last change of phase is the server's to write.
     fn prepare_for_update(&self, cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         const TIME: [&str; 2] = ["status", "lastPhaseTransitionTime"];

@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column::new("VolumeMode", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::core::claim);
+static STATUS: StatusOf = StatusOf::new();
 
 /// `dataSource` and `dataSourceRef` say the same where either can.
 fn normalize_sources(obj: &mut Value) {

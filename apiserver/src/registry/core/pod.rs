@@ -140,10 +140,6 @@ impl Strategy for Pod {
 }
 
 impl Strategy for Status {
-    fn default(&self, obj: &mut Value) {
-        defaults::pod::pod(obj);
-    }
-
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         keep(obj, old, "spec");
         keep_metadata(obj, old, &["generation", "deletionTimestamp", "ownerReferences"]);
@@ -192,10 +188,6 @@ impl Strategy for Internal {
 }
 
 impl Strategy for EphemeralContainers {
-    fn default(&self, obj: &mut Value) {
-        defaults::pod::pod(obj);
-    }
-
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         let containers = obj.remove_at(&["spec", "ephemeralContainers"]);
         keep(obj, old, "spec");
@@ -214,10 +206,6 @@ impl Strategy for EphemeralContainers {
 }
 
 impl Strategy for Resize {
-    fn default(&self, obj: &mut Value) {
-        defaults::pod::pod(obj);
-    }
-
     /// Only resources and resize policies of containers that are there already may change; an attempt to change the
     /// list of containers is left in place for validation to name.
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {

@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(
             texts,
             [
-                r#"target.kind: Unsupported value: "Pod": supported values: "<empty>", "Node""#,
+                r#"target.kind: Unsupported value: "Pod": supported values: "Node", "<empty>""#,
                 "target.name: Required value"
             ]
         );

@@ -28,8 +28,7 @@ const SCALE: ScalePaths = ScalePaths {
     selector: ScaleSelector::Labels(&["spec", "selector"]),
 };
 
-static STATUS: StatusOf =
-    StatusOf::new(defaults::apps::replication_controller).validated(validation::apps::replica_counts);
+static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_counts);
 
 impl Strategy for ReplicationController {
     fn default(&self, obj: &mut Value) {

@@ -15,7 +15,7 @@ pub struct ResourceQuota;
 const COLUMNS: &[Column] =
     &[Column::name(), Column::new("Request", "string"), Column::new("Limit", "string"), Column::age()];
 
-static STATUS: StatusOf = StatusOf::new(defaults::core::resource_quota);
+static STATUS: StatusOf = StatusOf::new();
 
 /// `cpu: 1/2` for every resource, those of limits apart.
 fn usage(obj: &Value) -> [String; 2] {

@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Selector", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(defaults::service::service);
+static STATUS: StatusOf = StatusOf::new();
 
 fn external_ip(obj: &Value) -> String {
     let own: Vec<&str> = obj.list_at(&["spec", "externalIPs"]).iter().filter_map(Value::as_str).collect();
@@ -175,12 +175,16 @@ impl Strategy for Service {
         alloc::allocate(cx, obj, Some(old)).await
     }
 
+    async fn after_update(&self, cx: &Cx<'_>, obj: &Value, old: &Value) {
+        alloc::release_difference(cx, obj, old).await;
+    }
+
     async fn after_delete(&self, cx: &Cx<'_>, obj: &Value) {
         alloc::release(cx, obj).await;
     }
 
     fn name_rule(&self) -> NameRule {
-        NameRule::Dns1035Label
+        NameRule::Dns1123Label
     }
 
     fn allow_create_on_update(&self) -> bool {

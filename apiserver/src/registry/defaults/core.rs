@@ -15,6 +15,15 @@ pub fn namespace(obj: &mut Value) {
 }
 
 pub fn node(obj: &mut Value) {
+    existing(obj, "spec", |spec| {
+        // The singular field and the first of the list are the same thing; the singular one wins.
+        let (one, first) = (spec["podCIDR"].clone(), spec["podCIDRs"][0].clone());
+        match (is_zero(&one), is_zero(&first)) {
+            (false, _) if one != first => spec["podCIDRs"] = json!([one]),
+            (true, false) => spec["podCIDR"] = first,
+            _ => {}
+        }
+    });
     existing(obj, "status", |status| {
         pod::resource_list(status, "capacity");
         pod::resource_list(status, "allocatable");

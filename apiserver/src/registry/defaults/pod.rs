@@ -251,9 +251,11 @@ mod tests {
             ("100u", Some("1m")),
             ("1000000u", Some("1")),
             ("1n", Some("1m")),
-            ("0", None),
-            ("5m", None),
-            ("10Gi", None),
+            ("0", Some("0")),
+            ("5m", Some("5m")),
+            ("0.5", Some("500m")),
+            ("10Gi", Some("10Gi")),
+            ("much", None),
         ];
         for (given, expected) in cases {
             assert_eq!(round_up_to_milli(given).as_deref(), expected, "{given}");

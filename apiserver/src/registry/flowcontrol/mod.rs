@@ -9,8 +9,8 @@ use super::strategy::Column;
 use super::tables::{NONE, age, condition, name, number, text, text_or};
 use super::{defaults, validation};
 
-static FLOW_SCHEMA_STATUS: StatusOf = StatusOf::new(defaults::flowcontrol::flow_schema).keeping(ALL_METADATA);
-static PRIORITY_LEVEL_STATUS: StatusOf = StatusOf::new(defaults::flowcontrol::priority_level).keeping(ALL_METADATA);
+static FLOW_SCHEMA_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+static PRIORITY_LEVEL_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
 
 pub static FLOW_SCHEMA: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::flowcontrol::flow_schema)

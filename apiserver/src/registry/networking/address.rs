@@ -9,7 +9,7 @@ use crate::registry::strategy::{Column, NameRule};
 use crate::registry::tables::{NONE, age, name};
 use crate::registry::validation;
 
-static CIDR_STATUS: StatusOf = StatusOf::new(|_| {}).keeping(ALL_METADATA);
+static CIDR_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
 
 pub static SERVICE_CIDR: Declared = Declared::new(Shape::WithStatus)
     .rules(validation::networking::service_cidr)

@@ -22,7 +22,7 @@ const COLUMNS: &[Column] = &[
     Column::age(),
 ];
 
-static STATUS: StatusOf = StatusOf::new(|_| {});
+static STATUS: StatusOf = StatusOf::new();
 
 pub static INGRESS_CLASS: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::networking::ingress_class)

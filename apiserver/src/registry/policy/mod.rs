@@ -8,7 +8,7 @@ use super::strategy::Column;
 use super::tables::{age, name, number, scalar};
 use super::{object::ObjectExt, validation};
 
-static STATUS: StatusOf = StatusOf::new(status_counts);
+static STATUS: StatusOf = StatusOf::new();
 
 pub static POD_DISRUPTION_BUDGET: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(status_counts)

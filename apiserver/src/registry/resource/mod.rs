@@ -11,7 +11,7 @@ use super::strategy::{Column, Cx, Strategy};
 use super::tables::{age, name, text};
 use super::{defaults, validation};
 
-static CLAIM_STATUS: StatusOf = StatusOf::new(defaults::resource::claim).keeping(ALL_METADATA);
+static CLAIM_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
 
 pub static RESOURCE_CLAIM: Declared = Declared::new(Shape::WithStatus)
     .defaults(defaults::resource::claim)

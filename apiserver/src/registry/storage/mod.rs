@@ -43,7 +43,7 @@ pub static VOLUME_ATTRIBUTES_CLASS: Declared = Declared::new(Shape::Plain)
         vec![name(obj), text(obj, &["driverName"]), age(obj, now)]
     });
 
-static ATTACHMENT_STATUS: StatusOf = StatusOf::new(attached).keeping(ALL_METADATA);
+static ATTACHMENT_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
 
 pub static VOLUME_ATTACHMENT: Declared = Declared::new(Shape::WithStatus)
     .defaults(attached)

@@ -42,7 +42,7 @@ fn versions(spec: &Value, errors: &mut Errors) {
         super::unique(&mut names, name, path.field("name"), errors);
         if version["schema"]["openAPIV3Schema"].is_null() {
             let field = path.field("schema");
-            errors.push(FieldError::required(field.field("openAPIV3Schema"), "schemas are required"));
+            errors.push(FieldError::required(field.field("openAPIV3Schema"), ""));
         } else {
             schema_root(&version["schema"]["openAPIV3Schema"], path, errors);
         }
@@ -50,6 +50,13 @@ fn versions(spec: &Value, errors: &mut Errors) {
     if list.iter().filter(|version| version["storage"] == true).count() != 1 {
         let detail = "must have exactly one version marked as storage version";
         errors.push(FieldError::invalid(path, spec["versions"].clone(), detail));
+        if !list.iter().any(|version| version["storage"] == true) {
+            errors.push(FieldError::invalid(
+                "status.storedVersions",
+                Value::Null,
+                "must have at least one stored version",
+            ));
+        }
     }
 }
 
@@ -68,9 +75,7 @@ fn names(names: &Value, errors: &mut Errors) {
     for (field, lower) in [("plural", false), ("singular", false), ("kind", true), ("listKind", true)] {
         let text = names.str_at(&[field]);
         if text.is_empty() {
-            if field != "singular" {
-                errors.push(FieldError::required(path.field(field), ""));
-            }
+            errors.push(FieldError::required(path.field(field), ""));
             continue;
         }
         let checked = if lower { text.to_lowercase() } else { text.to_owned() };

@@ -30,7 +30,7 @@ fn selector_and_template(spec: &Value, empty: &str, errors: &mut Errors) {
 
 fn matches_template(selector: &LabelSelector, spec: &Value, errors: &mut Errors) {
     let labels = &spec["template"]["metadata"]["labels"];
-    if !selector.is_empty() && !spec["selector"].is_null() && !selector.matches_value(labels) {
+    if !selector.is_empty() && !selector.matches_value(labels) {
         let detail = "`selector` does not match template `labels`";
         errors.push(FieldError::invalid("spec.template.metadata.labels", labels.clone(), detail));
     }

@@ -15,7 +15,9 @@ pub fn horizontal_pod_autoscaler(obj: &Value) -> Errors {
         errors.push(FieldError::invalid("spec.minReplicas", least, "must be greater than or equal to 1"));
     }
     let most = spec["maxReplicas"].as_i64().unwrap_or(0);
-    if most < 1 {
+    if most == 0 {
+        errors.push(FieldError::required("spec.maxReplicas", ""));
+    } else if most < 0 {
         errors.push(FieldError::invalid("spec.maxReplicas", most, "must be greater than 0"));
     }
     if least.is_some_and(|least| most < least) {
@@ -25,6 +27,12 @@ pub fn horizontal_pod_autoscaler(obj: &Value) -> Errors {
     for field in ["kind", "name"] {
         if let Some(text) = required(&spec["scaleTargetRef"], field, path, &mut errors) {
             complain(is_path_segment(text), text, path.field(field), &mut errors);
+        }
+    }
+    if !spec["scaleTargetRef"].str_at(&["apiVersion"]).contains('/') {
+        let value = spec["scaleTargetRef"].str_at(&["apiVersion"]);
+        if value != "v1" {
+            errors.push(FieldError::invalid(path.field("apiVersion"), value, "apiVersion must specify API group"));
         }
     }
     each(spec, "metrics", Path::SPEC, &mut errors, metric);
@@ -37,19 +45,18 @@ pub fn horizontal_pod_autoscaler(obj: &Value) -> Errors {
 
 fn metric(metric: &Value, path: Path<'_>, errors: &mut Errors) {
     let fields = [
-        ("Resource", "resource"),
         ("ContainerResource", "containerResource"),
-        ("Pods", "pods"),
-        ("Object", "object"),
         ("External", "external"),
+        ("Object", "object"),
+        ("Pods", "pods"),
+        ("Resource", "resource"),
     ];
     let kinds: Vec<&str> = fields.iter().map(|(kind, _)| *kind).collect();
     required_one_of(metric, "type", &kinds, path, errors);
-    let Some((kind, field)) = fields.iter().find(|(kind, _)| metric["type"] == *kind) else { return };
+    let Some((_, field)) = fields.iter().find(|(kind, _)| metric["type"] == *kind) else { return };
     let source = &metric[*field];
     if source.is_null() {
-        let detail = format!("must populate information for the given metric source ({field} of type {kind})");
-        errors.push(FieldError::required(path.field(field), detail));
+        errors.push(FieldError::required(path.field(field), "must populate information for the given metric source"));
         return;
     }
     let target_path = path.field(field);

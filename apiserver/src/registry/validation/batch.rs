@@ -332,9 +332,7 @@ mod cron {
         }
         let fields: Vec<&str> = schedule.split_whitespace().collect();
         if fields.len() != FIELDS.len() {
-            return Err(
-                format!("expected exactly 5 fields, found {}: {fields:?}", fields.len()).replace(['"', ','], "")
-            );
+            return Err(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
         }
         fields.iter().zip(FIELDS).try_for_each(|(text, field)| text.split(',').try_for_each(|part| range(part, field)))
     }

@@ -168,7 +168,7 @@ fn ports(container: &Value, path: Path<'_>, errors: &mut Errors) {
         if let Some(number) = port["hostPort"].as_i64().filter(|n| *n != 0) {
             port_number(number, path.field("hostPort"), errors);
         }
-        required_one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, errors);
+        required_one_of(port, "protocol", &["SCTP", "TCP", "UDP"], path, errors);
     }
 }
 
@@ -274,10 +274,31 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: Path<'_>, errors: &m
             "metadata.labels" => complain(is_qualified_name(key), key, path, errors),
             _ => errors.push(FieldError::invalid(path, map, "does not support subscript")),
         }
+    } else if !DOWNWARD_FIELDS.contains(&field) {
+        let detail = format!("error converting fieldPath: field label not supported: {field}");
+        errors.push(FieldError::invalid(path, field, detail));
     } else if !allowed.contains(&field) {
         errors.push(FieldError::not_supported(path, field, allowed));
     }
 }
+
+/// Fields of a pod that have names in the downward API at all.
+const DOWNWARD_FIELDS: &[&str] = &[
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.phase",
+    "status.podIP",
+    "status.podIPs",
+];
 
 /// A limit or request of a container.
 pub fn resource_field_ref(reference: &Value, path: Path<'_>, errors: &mut Errors) {
@@ -379,6 +400,7 @@ fn resource_name(name: &str, path: Path<'_>, errors: &mut Errors) {
     let malformed = !messages.is_empty();
     complain(messages, name, path, errors);
     if !malformed && !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with("hugepages-") {
+        errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
         errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
     }
 }

@@ -109,9 +109,20 @@ fn docker_config(obj: &Value, key: &str, errors: &mut Errors) {
     let problem = match parsed {
         Ok(Value::Object(_)) => return,
         Ok(_) => "json: cannot unmarshal into Go value of type map[string]interface {}".to_owned(),
-        Err(error) => error.to_string(),
+        Err(error) => not_json(&STANDARD.decode(text).unwrap_or_default(), &error),
     };
     errors.push(FieldError::invalid(path.key(key), "<secret contents redacted>", problem));
+}
+
+/// The words that upstream's users know for text that is not JSON from its first letter on.
+fn not_json(bytes: &[u8], error: &serde_json::Error) -> String {
+    match std::str::from_utf8(bytes).ok().and_then(|text| text.trim_start().chars().next()) {
+        None => "unexpected end of JSON input".into(),
+        Some(first) if !matches!(first, '{' | '[' | '"' | '-' | 't' | 'f' | 'n' | '0'..='9') => {
+            format!("invalid character {first:?} looking for beginning of value")
+        }
+        Some(_) => error.to_string(),
+    }
 }
 
 pub fn secret_update(obj: &Value, old: &Value) -> Errors {
@@ -156,13 +167,30 @@ pub fn resource_quota(obj: &Value) -> Errors {
         complain(is_qualified_name(name), name, path, &mut errors);
         let base = name.strip_prefix("requests.").unwrap_or(name);
         if !name.contains('/') && !STANDARD.contains(&name.as_str()) && !base.starts_with("hugepages-") {
-            let detail = "must be a standard resource for quota";
-            errors.push(FieldError::invalid(path, name.as_str(), detail));
+            for detail in
+                ["must be a standard resource type or fully qualified", "must be a standard resource for quota"]
+            {
+                errors.push(FieldError::invalid(path, name.as_str(), detail));
+            }
         }
         quantity_value(name, value, path, &mut errors);
     }
+    if obj.list_at(&["spec", "scopes"]).iter().any(|scope| !SCOPES.iter().any(|known| scope == known)) {
+        errors.push(FieldError::invalid("spec.scopes", obj["spec"]["scopes"].clone(), "unsupported scope"));
+    }
     errors
 }
+
+/// Which pods a quota may count.
+const SCOPES: [&str; 7] = [
+    "Terminating",
+    "NotTerminating",
+    "BestEffort",
+    "NotBestEffort",
+    "PriorityClass",
+    "CrossNamespacePodAffinity",
+    "VolumeAttributesClass",
+];
 
 pub fn node(obj: &Value) -> Errors {
     let mut errors = Errors::new();
@@ -293,7 +321,7 @@ fn limit_order(limit: &Value, path: Path<'_>, errors: &mut Errors) {
             "defaultRequest",
             "default request value {} is greater than default limit value {}",
         ),
-        ("min", "default", "min", "min value {} is greater than default value {}"),
+        ("min", "default", "default", "min value {} is greater than default value {}"),
         ("default", "max", "default", "default value {} is greater than max value {}"),
     ];
     for (low, high, blamed, text) in pairs {
@@ -302,7 +330,8 @@ fn limit_order(limit: &Value, path: Path<'_>, errors: &mut Errors) {
             if a > b {
                 let detail = text.replacen("{}", &a.to_string(), 1).replacen("{}", &b.to_string(), 1);
                 let path = path.field(blamed);
-                let value = limit[blamed][name].clone();
+                // Upstream shows the minimum here, not the default that it blames.
+                let value = if (low, high) == ("min", "default") { value.clone() } else { limit[blamed][name].clone() };
                 errors.push(FieldError::invalid(path.key(name), value, detail));
             }
         }
@@ -321,6 +350,9 @@ pub fn endpoints(obj: &Value) -> Errors {
             super::each(subset, field, path, &mut errors, |address, path, errors| {
                 let ip = address.str_at(&["ip"]);
                 complain(apimachinery::meta::validation::is_valid_ip(ip), ip, path.field("ip"), errors);
+                if let Ok(address) = ip.parse() {
+                    super::discovery::endpoint_ip(address, path.field("ip"), errors);
+                }
             });
         }
         let several = subset.list_at(&["ports"]).len() > 1;

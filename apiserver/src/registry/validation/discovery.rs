@@ -42,7 +42,7 @@ fn ports(obj: &Value, errors: &mut Errors) {
             errors.push(FieldError::duplicate(path.field("name"), name));
         }
         seen.push(name);
-        required_one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, errors);
+        required_one_of(port, "protocol", &["SCTP", "TCP", "UDP"], path, errors);
         if let Some(protocol) = port["appProtocol"].as_str() {
             complain(is_qualified_name(protocol), protocol, path.field("appProtocol"), errors);
         }
@@ -60,7 +60,7 @@ fn endpoints(obj: &Value, errors: &mut Errors) {
         let addresses = endpoint.list_at(&["addresses"]);
         let field = path.field("addresses");
         if addresses.is_empty() {
-            errors.push(FieldError::required(field, "must contain at least 1 address"));
+            errors.push(FieldError::required(field, ""));
         } else if addresses.len() > MAX_ADDRESSES {
             errors.push(FieldError::too_many(field, addresses.len(), MAX_ADDRESSES));
         }
@@ -79,9 +79,12 @@ fn address(kind: &str, address: &str, list: Path<'_>, index: usize, errors: &mut
     match (kind, address.parse::<IpAddr>()) {
         ("FQDN", _) => complain(is_dns1123_subdomain(address), address, path, errors),
         ("IPv4" | "IPv6", Err(_)) => complain(is_valid_ip(address), address, path, errors),
-        ("IPv4", Ok(IpAddr::V6(_))) => errors.push(FieldError::invalid(list, address, "must be an IPv4 address")),
-        ("IPv6", Ok(IpAddr::V4(_))) => errors.push(FieldError::invalid(list, address, "must be an IPv6 address")),
-        ("IPv4" | "IPv6", Ok(ip)) => endpoint_ip(ip, path, errors),
+        ("IPv4" | "IPv6", Ok(ip)) => {
+            if ip.is_ipv4() != (kind == "IPv4") {
+                errors.push(FieldError::invalid(list, address, format!("must be an {kind} address")));
+            }
+            endpoint_ip(ip, path, errors);
+        }
         _ => {}
     }
 }

@@ -113,6 +113,13 @@ pub fn one_of(obj: &Value, field: &str, allowed: &[&str], path: Path<'_>, errors
     }
 }
 
+/// A text that, when it is there, is one of these, complained about at a path of its own.
+pub fn one_of_at(value: &Value, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
+    if let Some(text) = value.as_str().filter(|text| !text.is_empty() && !allowed.contains(text)) {
+        errors.push(FieldError::not_supported(path, text, allowed));
+    }
+}
+
 /// A text that must be there and one of these.
 pub fn required_one_of(obj: &Value, field: &str, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
     if required(obj, field, path, errors).is_some() {

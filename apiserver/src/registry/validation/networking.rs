@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use apimachinery::meta::validation::{is_dns1123_subdomain, is_wildcard_dns1123_subdomain};
+use apimachinery::meta::validation::{is_dns1123_subdomain, is_valid_ip, is_wildcard_dns1123_subdomain};
 use apimachinery::status::FieldError;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -27,6 +27,12 @@ pub fn ingress(obj: &Value) -> Errors {
         backend(&spec["defaultBackend"], backend_path, &mut errors);
     }
     each(spec, "rules", Path::SPEC, &mut errors, rule);
+    each(spec, "tls", Path::SPEC, &mut errors, |tls, path, errors| {
+        let list = path.field("hosts");
+        for (index, host) in tls.list_at(&["hosts"]).iter().enumerate() {
+            host_name(host.as_str().unwrap_or_default(), list.index(index), errors);
+        }
+    });
     let class = spec.str_at(&["ingressClassName"]);
     if !class.is_empty() {
         complain(is_dns1123_subdomain(class), class, Path::SPEC.field("ingressClassName"), &mut errors);
@@ -40,9 +46,7 @@ fn rule(rule: &Value, path: Path<'_>, errors: &mut Errors) {
         if host.parse::<IpAddr>().is_ok() {
             errors.push(FieldError::invalid(path.field("host"), host, "must be a DNS name, not an IP address"));
         }
-        let messages =
-            if host.contains('*') { is_wildcard_dns1123_subdomain(host) } else { is_dns1123_subdomain(host) };
-        complain(messages, host, path.field("host"), errors);
+        host_name(host, path.field("host"), errors);
     }
     let http = &rule["http"];
     if !http.is_object() {
@@ -55,7 +59,10 @@ fn rule(rule: &Value, path: Path<'_>, errors: &mut Errors) {
     each(http, "paths", path, errors, |item, path, errors| {
         let text = item.str_at(&["path"]);
         match item["pathType"].as_str() {
-            None => errors.push(FieldError::required(path.field("pathType"), "pathType must be specified")),
+            None => {
+                errors.push(FieldError::required(path.field("pathType"), "pathType must be specified"));
+                return;
+            }
             Some("Exact" | "Prefix") => {
                 if !text.starts_with('/') {
                     errors.push(FieldError::invalid(path.field("path"), text, "must be an absolute path"));
@@ -82,10 +89,15 @@ fn rule(rule: &Value, path: Path<'_>, errors: &mut Errors) {
     });
 }
 
+fn host_name(host: &str, path: Path<'_>, errors: &mut Errors) {
+    let messages = if host.contains('*') { is_wildcard_dns1123_subdomain(host) } else { is_dns1123_subdomain(host) };
+    complain(messages, host, path, errors);
+}
+
 fn backend(backend: &Value, path: Path<'_>, errors: &mut Errors) {
     match (backend["resource"].is_null(), backend["service"].is_null()) {
         (false, false) => errors.push(FieldError::invalid(path, "", "cannot set both resource and service backends")),
-        (true, true) => errors.push(FieldError::required(path, "port name or number is required")),
+        (true, true) => errors.push(FieldError::invalid(path, "", "resource or service backend is required")),
         (false, true) => {}
         (true, false) => {
             let service = &backend["service"];
@@ -160,14 +172,15 @@ pub fn network_policy(obj: &Value) -> Errors {
 }
 
 fn policy_port(port: &Value, path: Path<'_>, errors: &mut Errors) {
-    one_of(port, "protocol", &["SCTP", "TCP", "UDP"], path, errors);
+    one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, errors);
     if !port["port"].is_null() {
         port_number_or_name(&port["port"], path.field("port"), errors);
     }
     if let Some(end) = port["endPort"].as_i64() {
         match port["port"].as_i64() {
             None if port["port"].is_null() => {
-                errors.push(FieldError::required(path.field("port"), "must be specified when `endPort` is specified"));
+                let detail = "may not be specified when `port` is not specified";
+                errors.push(FieldError::invalid(path.field("endPort"), end, detail));
             }
             None => errors.push(FieldError::invalid(
                 path.field("port"),
@@ -188,14 +201,15 @@ fn policy_peer(peer: &Value, path: Path<'_>, errors: &mut Errors) {
         label_selector(&peer[selector], path.field(selector), errors);
     }
     let has_selector = selectors.iter().any(|selector| !peer[*selector].is_null());
-    match (has_selector, peer["ipBlock"].is_null()) {
-        (false, true) => errors.push(FieldError::required(path, "must specify a peer")),
-        (true, false) => {
-            let detail = "may not specify both ipBlock and another peer";
-            errors.push(FieldError::forbidden(path, detail));
+    if peer["ipBlock"].is_null() {
+        if !has_selector {
+            errors.push(FieldError::required(path, "must specify a peer"));
         }
-        (true, true) => {}
-        (false, false) => ip_block(&peer["ipBlock"], path.field("ipBlock"), errors),
+        return;
+    }
+    ip_block(&peer["ipBlock"], path.field("ipBlock"), errors);
+    if has_selector {
+        errors.push(FieldError::forbidden(path, "may not specify both ipBlock and another peer"));
     }
 }
 
@@ -233,6 +247,7 @@ pub fn service_cidr(obj: &Value) -> Errors {
     if list.len() > 2 {
         let detail = "may only hold up to 2 values";
         errors.push(FieldError::invalid(path, obj["spec"]["cidrs"].clone(), detail));
+        return errors;
     }
     let parsed: Vec<IpNet> = list
         .iter()
@@ -257,7 +272,7 @@ pub fn service_cidr_update(obj: &Value, old: &Value) -> Errors {
 /// The name of an `IPAddress` is the address as it is written canonically.
 pub fn address_name(name: &str) -> Vec<String> {
     match name.parse::<IpAddr>() {
-        Err(_) => vec![format!("ParseAddr({name:?}): unable to parse IP")],
+        Err(_) => is_valid_ip(name),
         Ok(address) if address.to_string() != name => vec!["not a valid address in canonical format".into()],
         Ok(_) => Vec::new(),
     }

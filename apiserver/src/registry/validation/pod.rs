@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::container::{self, PodFacts, quantity_value, subdomain};
 use super::{
-    Errors, Path, annotations, complain, dns_label, each, label_selector, labels, non_negative, one_of, positive,
-    required, required_one_of, security, volume,
+    Errors, Path, annotations, complain, dns_label, each, label_selector, labels, non_negative, one_of, one_of_at,
+    positive, required, required_one_of, security, volume,
 };
 use crate::registry::object::ObjectExt;
 
@@ -88,7 +88,7 @@ pub fn pod_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
         container::resources(&spec["resources"], path.field("resources"), errors);
     }
     host_network(spec, path, errors);
-    required_one_of(spec, "restartPolicy", &["Always", "Never", "OnFailure"], path, errors);
+    required_one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], path, errors);
     required_one_of(spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], path, errors);
     labels(&spec["nodeSelector"], path.field("nodeSelector"), errors);
     security::pod(spec, path, errors);
@@ -114,7 +114,7 @@ pub fn pod_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     for (name, amount) in spec["overhead"].as_object().into_iter().flatten() {
         quantity_value(name, amount, overhead.key(name), errors);
     }
-    one_of(&spec["os"], "name", &["linux", "windows"], path.field("os"), errors);
+    one_of_at(&spec["os"]["name"], &["linux", "windows"], path.field("os"), errors);
 }
 
 fn containers(spec: &Value, facts: PodFacts<'_>, path: Path<'_>, errors: &mut Errors) {
@@ -259,17 +259,18 @@ fn scheduling(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     }
     each(spec, "topologySpreadConstraints", path, errors, |constraint, path, errors| {
         if constraint["maxSkew"].as_i64().unwrap_or(0) <= 0 {
-            errors.push(FieldError::invalid(
-                path.field("maxSkew"),
-                constraint["maxSkew"].clone(),
-                super::IS_NOT_POSITIVE,
-            ));
+            let skew = constraint["maxSkew"].clone();
+            errors.push(FieldError::invalid(path.field("maxSkew"), skew, "must be greater than zero"));
         }
         match constraint.str_at(&["topologyKey"]) {
             "" => errors.push(FieldError::required(path.field("topologyKey"), "can not be empty")),
             key => complain(is_qualified_name(key), key, path.field("topologyKey"), errors),
         }
-        required_one_of(constraint, "whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"], path, errors);
+        let choices = ["DoNotSchedule", "ScheduleAnyway"];
+        let choice = constraint.str_at(&["whenUnsatisfiable"]);
+        if !choices.contains(&choice) {
+            errors.push(FieldError::not_supported(path.field("whenUnsatisfiable"), choice, &choices));
+        }
         positive(constraint, "minDomains", path, errors);
         one_of(constraint, "nodeAffinityPolicy", &["Honor", "Ignore"], path, errors);
         one_of(constraint, "nodeTaintsPolicy", &["Honor", "Ignore"], path, errors);
@@ -348,10 +349,11 @@ fn pod_affinity_term(term: &Value, path: Path<'_>, errors: &mut Errors) {
         let text = name.as_str().unwrap_or_default();
         complain(is_dns1123_label(text), text, list.index(index), errors);
     }
-    match term.str_at(&["topologyKey"]) {
-        "" => errors.push(FieldError::required(path.field("topologyKey"), "can not be empty")),
-        key => complain(is_qualified_name(key), key, path.field("topologyKey"), errors),
+    let key = term.str_at(&["topologyKey"]);
+    if key.is_empty() {
+        errors.push(FieldError::required(path.field("topologyKey"), "can not be empty"));
     }
+    complain(is_qualified_name(key), key, path.field("topologyKey"), errors);
 }
 
 /// A `NodeSelector` object.
@@ -449,7 +451,7 @@ mod tests {
             ),
             (
                 |p| p["spec"]["restartPolicy"] = "Sometimes".into(),
-                r#"spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "Never", "OnFailure""#,
+                r#"spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never""#,
             ),
             (
                 |p| p["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/x"}]),

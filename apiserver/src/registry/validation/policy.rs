@@ -17,6 +17,6 @@ pub fn pod_disruption_budget(obj: &Value) -> Errors {
         at_most_all(&spec[field], Path::SPEC.field(field), &mut errors);
     }
     label_selector(&spec["selector"], Path::SPEC.field("selector"), &mut errors);
-    one_of(spec, "unhealthyPodEvictionPolicy", &["IfHealthyBudget", "AlwaysAllow"], Path::SPEC, &mut errors);
+    one_of(spec, "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"], Path::SPEC, &mut errors);
     errors
 }

@@ -35,7 +35,7 @@ fn rules(obj: &Value, namespaced: bool, errors: &mut Errors) {
         let path = list.index(index);
         let has = |field: &str| !rule.list_at(&[field]).is_empty();
         if !has("verbs") {
-            errors.push(FieldError::required(path.field("verbs"), "verbs must contain at least one value"));
+            errors.push(FieldError::required(path.field("verbs"), ""));
         }
         if has("nonResourceURLs") {
             let mut wrong = |detail| {
@@ -138,7 +138,7 @@ mod tests {
     fn rules_say_what_they_are_about() {
         let obj = json!({"rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}, {}, {"verbs": ["get"], "nonResourceURLs": ["/"]}]});
         let expected = [
-            "rules[1].verbs: Required value: verbs must contain at least one value",
+            "rules[1].verbs: Required value",
             "rules[1].apiGroups: Required value: resource rules must supply at least one api group",
             "rules[1].resources: Required value: resource rules must supply at least one resource",
             r#"rules[2].nonResourceURLs: Invalid value: ["/"]: namespaced rules cannot apply to non-resource URLs"#,

@@ -24,11 +24,11 @@ const NO_SOURCE: [&str; 9] = [
     "volumeAttributesClassName",
 ];
 
-fn access_modes(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+fn access_modes(spec: &Value, missing: &str, path: Path<'_>, errors: &mut Errors) {
     let list = path.field("accessModes");
     let modes = spec.list_at(&["accessModes"]);
     if modes.is_empty() {
-        errors.push(FieldError::required(list, "at least 1 access mode is required"));
+        errors.push(FieldError::required(list, missing));
     }
     for mode in modes {
         let text = mode.as_str().unwrap_or_default();
@@ -45,12 +45,13 @@ fn access_modes(spec: &Value, path: Path<'_>, errors: &mut Errors) {
 pub fn persistent_volume(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = &obj["spec"];
-    access_modes(spec, Path::SPEC, &mut errors);
+    access_modes(spec, "", Path::SPEC, &mut errors);
     let capacity = Path::SPEC.field("capacity");
     let amounts = spec["capacity"].as_object();
     if amounts.is_none_or(serde_json::Map::is_empty) {
         errors.push(FieldError::required(capacity, ""));
-    } else if spec["capacity"]["storage"].is_null() || amounts.is_some_and(|a| a.len() > 1) {
+    }
+    if spec["capacity"]["storage"].is_null() || amounts.is_some_and(|a| a.len() > 1) {
         errors.push(FieldError::not_supported(capacity, spec["capacity"].clone(), &["storage"]));
     }
     for (name, amount) in amounts.into_iter().flatten() {
@@ -129,10 +130,9 @@ pub fn claim(obj: &Value) -> Errors {
 }
 
 pub fn claim_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
-    access_modes(spec, path, errors);
+    access_modes(spec, "at least 1 access mode is required", path, errors);
     label_selector(&spec["selector"], path.field("selector"), errors);
     let requests = path.field("resources");
-    let requests = requests.field("requests");
     let storage = &spec["resources"]["requests"]["storage"];
     match quantity(storage) {
         None => errors.push(FieldError::required(requests.key("storage"), "")),
@@ -278,7 +278,7 @@ mod tests {
     fn claims_ask_for_something() {
         let expected = [
             "spec.accessModes: Required value: at least 1 access mode is required",
-            "spec.resources.requests[storage]: Required value",
+            "spec.resources[storage]: Required value",
         ];
         assert_eq!(texts(&claim(&json!({"spec": {}}))), expected);
         let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});

@@ -69,7 +69,8 @@ fn one(kind: &str, source: &Value, path: Path<'_>, errors: &mut Errors) {
         }
         "downwardAPI" => {
             mode(source, "defaultMode", path, errors);
-            each(source, "items", path, errors, downward_file);
+            // The complaint is about the source as a whole, not about one of its items.
+            source.list_at(&["items"]).iter().for_each(|item| downward_file(item, path, errors));
         }
         "projected" => {
             mode(source, "defaultMode", path, errors);
@@ -169,17 +170,14 @@ fn projected(source: &Value, path: Path<'_>, errors: &mut Errors) {
         for extra in given.iter().skip(1) {
             errors.push(FieldError::forbidden(path.field(extra), "may not specify more than 1 volume type per source"));
         }
-        let Some(kind) = given.first() else {
-            errors.push(FieldError::required(path, "must specify exactly one volume source"));
-            continue;
-        };
+        let Some(kind) = given.first() else { continue };
         let (value, path) = (&source[*kind], path.field(kind));
         match *kind {
             "secret" | "configMap" => {
                 required(value, "name", path, errors);
                 each(value, "items", path, errors, key_to_path);
             }
-            "downwardAPI" => each(value, "items", path, errors, downward_file),
+            "downwardAPI" => value.list_at(&["items"]).iter().for_each(|item| downward_file(item, path, errors)),
             "serviceAccountToken" => token(value, path, errors),
             _ => {}
         }
