@@ -17,6 +17,11 @@ pub struct Context {
     pub options: Options,
     /// The contents of `--root-ca-file`.
     pub root_ca: Option<String>,
+    /// The contents of `--service-account-private-key-file`.
+    pub service_account_key: Option<String>,
+    /// The contents of `--cluster-signing-cert-file` and `--cluster-signing-key-file`.
+    pub signing_certificate: Option<String>,
+    pub signing_key: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +42,11 @@ pub enum AppError {
 
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), AppError> {
     let client = options.kubeconfig.client("kube-controller-manager").await?;
-    let root_ca = options.root_ca_file.as_deref().map(read).transpose()?;
+    let file = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
+    let root_ca = file(&options.root_ca_file)?;
+    let service_account_key = file(&options.service_account_private_key_file)?;
+    let signing_certificate = file(&options.cluster_signing_cert_file)?;
+    let signing_key = file(&options.cluster_signing_key_file)?;
     serving::start(&options, &shutdown).await?;
     let leadership = match lead(&options, &client, &shutdown).await {
         Err(LeaderElectionError::Stopped) => return Ok(()),
@@ -51,7 +60,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     informers.of::<Secret>().trim(drop_secret_data);
     let recorder = Recorder::start(rest.clone(), EventApi::Core, "kube-controller-manager", &hostname());
     let driver = Driver::new(rest, informers, recorder, work.clone());
-    let context = Context { driver, options, root_ca };
+    let context = Context { driver, options, root_ca, service_account_key, signing_certificate, signing_key };
     for controller in ALL {
         if context.options.wants(controller.name, controller.alias, controller.off_by_default) {
             tracing::debug!(name = controller.name, "starting controller");

@@ -108,9 +108,9 @@ async fn send_all(rest: Rest, api: EventApi, instance: String, mut receiver: mps
                     Err(error) => report_unsent(&error, &event),
                 }
             }
-            Decision::Repeat { key, name, count, first, event } => {
+            Decision::Repeat { key, name, count, event } => {
                 let path = format!("{}/{name}", collection(api, &event.on));
-                let patch = repetition(api, count, first, now, &event.message);
+                let patch = repetition(api, count, now, &event.message);
                 match rest.patch(&path, "application/merge-patch+json", &patch).await {
                     Ok(_) => {}
                     // The event has expired meanwhile: the next one starts a new series.
@@ -173,7 +173,7 @@ fn render(api: EventApi, component: &str, instance: &str, event: &EventRecord, n
     }
 }
 
-fn repetition(api: EventApi, count: u32, _first: Timestamp, now: Timestamp, message: &str) -> Value {
+fn repetition(api: EventApi, count: u32, now: Timestamp, message: &str) -> Value {
     match api {
         EventApi::Core => json!({"count": count, "lastTimestamp": seconds(now), "message": message}),
         EventApi::Events => json!({"series": {"count": count, "lastObservedTime": micro(now)}}),
@@ -202,7 +202,6 @@ struct SimilarKey {
 struct Series {
     name: String,
     count: u32,
-    first: Timestamp,
     last: Timestamp,
 }
 
@@ -219,7 +218,7 @@ struct Bucket {
 enum Decision {
     Drop,
     Create(SeriesKey, EventRecord),
-    Repeat { key: SeriesKey, name: String, count: u32, first: Timestamp, event: EventRecord },
+    Repeat { key: SeriesKey, name: String, count: u32, event: EventRecord },
 }
 
 /// Remembers what was recorded lately.
@@ -253,7 +252,7 @@ impl Correlator {
             Some(series) => {
                 series.count = series.count.saturating_add(1);
                 series.last = now;
-                Decision::Repeat { key, name: series.name.clone(), count: series.count, first: series.first, event }
+                Decision::Repeat { key, name: series.name.clone(), count: series.count, event }
             }
             None => Decision::Create(key, event),
         }
@@ -261,7 +260,7 @@ impl Correlator {
 
     fn created(&mut self, key: SeriesKey, name: String, now: Timestamp) {
         bound(&mut self.series, |series| series.last);
-        self.series.insert(key, Series { name, count: 1, first: now, last: now });
+        self.series.insert(key, Series { name, count: 1, last: now });
     }
 
     fn forget(&mut self, key: &SeriesKey) {

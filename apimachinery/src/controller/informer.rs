@@ -242,6 +242,10 @@ impl<K: Object> Informer<K> {
                         self.synced.send_replace(true);
                     }
                 }
+                // A kind that is not served has no objects; nobody must wait for it.
+                Some(Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))) if status.code == 404 => {
+                    self.synced.send_replace(true);
+                }
                 Some(Err(error)) => {
                     let kind = K::kind(&());
                     tracing::warn!(%kind, error = crate::process::error_chain(&error), "the watch failed; trying again");

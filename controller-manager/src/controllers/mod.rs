@@ -1,6 +1,7 @@
 //! One controller per file. Each says what it watches in `start` and decides in `reconcile`; the table below is the
 //! list that `--controllers` selects from.
 
+mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
 mod daemon_set;
@@ -18,10 +19,13 @@ mod replicas;
 mod resource_quota;
 mod root_ca;
 mod service_account;
+mod service_account_tokens;
 mod service_endpoints;
 mod stateful_set;
 mod taint_eviction;
 mod ttl_after_finished;
+mod volume_binder;
+mod volume_protection;
 
 use crate::app::Context;
 
@@ -42,6 +46,7 @@ const fn on(name: &'static str, alias: &'static str, start: fn(&Context)) -> Des
 pub const ALL: &[Descriptor] = &[
     on("serviceaccount-controller", "serviceaccount", service_account::start),
     on("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", root_ca::start),
+    on("serviceaccount-token-controller", "serviceaccount-token", service_account_tokens::start),
     on("node-ipam-controller", "nodeipam", node_ipam::start),
     on("node-lifecycle-controller", "nodelifecycle", node_lifecycle::start),
     on("taint-eviction-controller", "taint-eviction-controller", taint_eviction::start),
@@ -59,6 +64,12 @@ pub const ALL: &[Descriptor] = &[
     on("disruption-controller", "disruption", disruption::start),
     on("resourcequota-controller", "resourcequota", resource_quota::start),
     on("clusterrole-aggregation-controller", "clusterrole-aggregation", cluster_role_aggregation::start),
+    on("certificatesigningrequest-approving-controller", "csrapproving", certificates::start_approver),
+    on("certificatesigningrequest-signing-controller", "csrsigning", certificates::start_signer),
+    on("certificatesigningrequest-cleaner-controller", "csrcleaner", certificates::start_cleaner),
+    on("persistentvolume-binder-controller", "persistentvolume-binder", volume_binder::start),
+    on("persistentvolumeclaim-protection-controller", "pvc-protection", volume_protection::start_claims),
+    on("persistentvolume-protection-controller", "pv-protection", volume_protection::start_volumes),
     on("namespace-controller", "namespace", namespace::start),
     on("pod-garbage-collector-controller", "podgc", pod_gc::start),
     on("garbage-collector-controller", "garbagecollector", crate::gc::start),

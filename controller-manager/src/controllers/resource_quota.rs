@@ -19,6 +19,8 @@ use crate::app::Context;
 use crate::common::{namespace, pods};
 
 type Usage = BTreeMap<String, Quantity>;
+/// Subscribes the queue to one counted kind.
+type WireKind = Box<dyn FnOnce(&Wiring, &Arc<Informer<ResourceQuota>>)>;
 
 struct QuotaController {
     quotas: Arc<Informer<ResourceQuota>>,
@@ -32,7 +34,7 @@ struct QuotaController {
 pub fn start(context: &Context) {
     let informers = context.driver.informers();
     let mut counted = BTreeMap::new();
-    let mut kinds: Vec<Box<dyn FnOnce(&Wiring, &Arc<Informer<ResourceQuota>>)>> = Vec::new();
+    let mut kinds: Vec<WireKind> = Vec::new();
     macro_rules! count {
         ($($kind:ty),*) => {$(
             let informer = informers.of::<$kind>();

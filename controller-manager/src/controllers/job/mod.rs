@@ -170,12 +170,11 @@ impl Look<'_> {
 
     fn note_suspension(&mut self) {
         let was = self.has(SUSPENDED);
-        let ever = self.tally.status.conditions.iter().flatten().any(|condition| condition.type_ == SUSPENDED);
         if self.spec.suspend == Some(true) && !was {
             self.set(SUSPENDED, "True", "JobSuspended", "Job suspended");
             self.tally.status.start_time = None;
             self.event(EventType::Normal, "Suspended", "Job suspended");
-        } else if self.spec.suspend != Some(true) && was && ever {
+        } else if self.spec.suspend != Some(true) && was {
             self.set(SUSPENDED, "False", "JobResumed", "Job resumed");
             self.tally.status.start_time = Some(Time(self.now));
             self.event(EventType::Normal, "Resumed", "Job resumed");

@@ -121,7 +121,7 @@ impl Look<'_> {
         if self.set.spec.persistent_volume_claim_retention_policy.is_some() {
             let owner =
                 self.deletes_claims(|policy| policy.when_deleted.as_ref()).then(|| controller_reference(self.set));
-            self.own_claims(ordinal, owner);
+            self.own_claims(ordinal, owner.as_ref());
         }
     }
 
@@ -129,12 +129,12 @@ impl Look<'_> {
     pub fn give_claims_to_pod(&mut self, ordinal: i32, pod: &Pod) {
         if self.deletes_claims(|policy| policy.when_scaled.as_ref()) {
             let owner = OwnerReference { block_owner_deletion: None, ..controller_reference(pod) };
-            self.own_claims(ordinal, Some(owner));
+            self.own_claims(ordinal, Some(&owner));
         }
     }
 
     /// Makes `owner` the only one of our kind that the ordinal's claims belong to.
-    fn own_claims(&mut self, ordinal: i32, owner: Option<OwnerReference>) {
+    fn own_claims(&mut self, ordinal: i32, owner: Option<&OwnerReference>) {
         for (_, claim_name) in self.claim_names(ordinal) {
             let key = ObjectKey::new(namespace(&self.set.metadata), &claim_name);
             let Some(claim) = self.claims.get(&key) else { continue };
@@ -144,7 +144,7 @@ impl Look<'_> {
                     || reference.kind == "Pod" && reference.name == self.pod_name(ordinal)
             };
             let mut wanted: Vec<_> = current.iter().filter(|reference| !ours(reference)).cloned().collect();
-            wanted.extend(owner.clone());
+            wanted.extend(owner.cloned());
             if wanted != current {
                 let meta = json!({"uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version, "ownerReferences": wanted});
                 self.work.push(Write::merge_patch::<PersistentVolumeClaim>(key, json!({"metadata": meta})));
