@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What a cluster and the build need; every name is a Debian package.
 packages=(
-  busybox-static conntrack containerd containernetworking-plugins etcd-client etcd-server gcc iproute2 iptables
+  busybox-static conntrack containerd containernetworking-plugins curl etcd-client etcd-server gcc iproute2 iptables
   libc6-dev libprotobuf-dev nftables procps protobuf-compiler python3 python3-pip runc util-linux
 )
 

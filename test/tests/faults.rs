@@ -58,7 +58,7 @@ fn killed_components_are_not_missed() {
     ns.ready_pods("app=after", 2);
     let ip = text(&ns.get(&["service", "web"])["spec"]["clusterIP"]);
     poll("the service is still reachable", LIMIT, || {
-        cluster.in_node("node1", &["busybox", "wget", "-q", "-T", "5", "-O", "-", &format!("http://{ip}/")])
+        cluster.in_node("node1", &["curl", "-sS", "-m", "5", &format!("http://{ip}/")])
     });
     let pod = ns.get(&["pod", "web"]);
     assert_eq!(container(&ns), before, "the container was replaced");

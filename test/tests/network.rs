@@ -27,7 +27,7 @@ fn fetch_from_pod(ns: &Namespace<'_>, pod: &str, url: &str) -> Result<String, St
 }
 
 fn fetch_from_node(cluster: &Cluster, node: &str, url: &str) -> Result<String, String> {
-    cluster.in_node(node, &["busybox", "wget", "-q", "-T", "5", "-O", "-", url])
+    cluster.in_node(node, &["curl", "-sS", "-m", "5", url])
 }
 
 #[test]

@@ -130,7 +130,7 @@ async fn write_messages(mut sink: Sink, mut messages: mpsc::Receiver<Message>) {
             return tracing::debug!(%error, "client is gone");
         }
     }
-    if let Err(error) = sink.close().await {
+    if let Err(error) = websocket::end(&mut sink).await {
         tracing::trace!(%error, "client closed first");
     }
 }

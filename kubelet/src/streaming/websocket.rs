@@ -10,7 +10,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::StreamError;
@@ -48,6 +49,12 @@ pub async fn socket(upgraded: Upgraded) -> (Sink, Source) {
     WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await.split()
 }
 
+/// Says that all is said. Clients take a closing without the normal code for a broken connection.
+pub async fn end(sink: &mut Sink) -> Result<(), tungstenite::Error> {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    sink.send(Message::Close(Some(frame))).await
+}
+
 /// The bytes inside a socket's binary messages as one byte stream, for protocols tunnelled through it.
 pub async fn tunnel(upgraded: Upgraded) -> DuplexStream {
     let (mut sink, mut source) = socket(upgraded).await;
@@ -73,7 +80,7 @@ pub async fn tunnel(upgraded: Upgraded) -> DuplexStream {
                 }
                 sink.send(Message::Binary(buffer.split().freeze())).await?;
             }
-            sink.close().await
+            end(&mut sink).await
         };
         let ended = tokio::select! {
             ended = inward => ended,
