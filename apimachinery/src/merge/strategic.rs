@@ -62,16 +62,34 @@ fn merge_map(schema: &Schema, original: &mut Map<String, Value>, mut patch: Map<
     retain_keys(original, &mut patch)?;
     delete_from_primitive_lists(original, &mut patch)?;
     let orders: Vec<(String, Value)> = take_prefixed(&mut patch, SET_ORDER);
+    let mut servers: Vec<Vec<String>> = Vec::new();
+    for (name, _) in &orders {
+        let items = original.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        servers.push(ids(items, known(schema, name).merge_key));
+    }
     for (name, value) in patch {
         merge_field(schema, original, &name, value)?;
     }
-    for (name, order) in orders {
+    for ((name, order), server) in orders.into_iter().zip(servers) {
         let Value::Array(order) = order else { return Err(shape(&name, "a list of elements in order")) };
         if let Some(Value::Array(items)) = original.get_mut(&name) {
-            set_order(items, &order, known(schema, &name).merge_key);
+            let key = known(schema, &name).merge_key;
+            set_order(items, &ids(&order, key), &server, key);
         }
     }
     Ok(())
+}
+
+/// What identifies the items of a list: the value of the merge key, or the item itself.
+fn ids(items: &[Value], merge_key: Option<&str>) -> Vec<String> {
+    items.iter().map(|item| id(item, merge_key)).collect()
+}
+
+fn id(item: &Value, merge_key: Option<&str>) -> String {
+    match (merge_key, item) {
+        (Some(key), Value::Object(map)) => map.get(key).map(key_text).unwrap_or_default(),
+        _ => key_text(item),
+    }
 }
 
 /// Removes the directives with this prefix; the rest of their names is the field they are about.
@@ -142,6 +160,9 @@ fn without_directives(known: &Known<'_>, value: Value) -> Result<Value> {
 }
 
 fn merge_list(known: &Known<'_>, name: &str, old: &mut Vec<Value>, new: Vec<Value>) -> Result {
+    let server = ids(old, known.merge_key);
+    let is_special = |i: &Value| i.get(PATCH).is_some_and(|p| p != "merge");
+    let order: Vec<String> = new.iter().filter(|i| !is_special(i)).map(|i| id(i, known.merge_key)).collect();
     let has_objects = new.iter().chain(old.iter()).any(Value::is_object);
     if !has_objects {
         for item in new {
@@ -149,6 +170,7 @@ fn merge_list(known: &Known<'_>, name: &str, old: &mut Vec<Value>, new: Vec<Valu
                 old.push(item);
             }
         }
+        set_order(old, &order, &server, None);
         return Ok(());
     }
     let Some(key) = known.merge_key else {
@@ -167,6 +189,7 @@ fn merge_list(known: &Known<'_>, name: &str, old: &mut Vec<Value>, new: Vec<Valu
     for item in new {
         merge_item(item_schema, key, old, item)?;
     }
+    set_order(old, &order, &server, Some(key));
     Ok(())
 }
 
@@ -206,22 +229,23 @@ fn key_text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Brings the elements that the patch lists into its order; the others keep their place relative to their neighbours.
-fn set_order(items: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>) {
-    let id = |item: &Value| match (merge_key, item) {
-        (Some(key), Value::Object(map)) => map.get(key).map(key_text).unwrap_or_default(),
-        _ => key_text(item),
+/// Brings the elements that the patch lists into its order. The others, which only the server has, keep their place
+/// before the elements that they preceded in the server's list; elements new to the server come as early as they can.
+fn set_order(items: &mut Vec<Value>, order: &[String], server: &[String], merge_key: Option<&str>) {
+    let position = |item: &Value, list: &[String]| {
+        let id = id(item, merge_key);
+        list.iter().position(|other| *other == id)
     };
-    let position = |wanted: &str| order.iter().position(|o| id(o) == wanted);
-    let server: Vec<String> = items.iter().map(id).collect();
-    let server_index = |wanted: &str| server.iter().position(|s| s == wanted).unwrap_or(usize::MAX);
     let (mut listed, unlisted): (Vec<Value>, Vec<Value>) =
-        std::mem::take(items).into_iter().partition(|item| position(&id(item)).is_some());
-    listed.sort_by_key(|item| position(&id(item)));
+        std::mem::take(items).into_iter().partition(|item| position(item, order).is_some());
+    listed.sort_by_key(|item| position(item, order));
     let (mut listed, mut unlisted) = (listed.into_iter().peekable(), unlisted.into_iter().peekable());
     loop {
         let take_unlisted = match (unlisted.peek(), listed.peek()) {
-            (Some(left), Some(right)) => server_index(&id(left)) < server_index(&id(right)),
+            (Some(left), Some(right)) => match (position(left, server), position(right, server)) {
+                (Some(left), Some(right)) => left < right,
+                _ => false,
+            },
             (Some(_), None) => true,
             (None, Some(_)) => false,
             (None, None) => return,
@@ -254,11 +278,17 @@ mod tests {
     fn merges_by_key_and_directive() {
         let cases = [
             (
-                "merge by name, append new",
+                "merge by name, new items first",
                 json!({"spec": {"containers": [{"name": "a", "image": "1", "env": [{"name": "x", "value": "1"}]}]}}),
                 json!({"spec": {"containers": [{"name": "a", "env": [{"name": "y", "value": "2"}]}, {"name": "b"}]}}),
-                json!({"spec": {"containers": [{"name": "a", "image": "1", "env": [{"name": "x", "value": "1"},
-                    {"name": "y", "value": "2"}]}, {"name": "b"}]}}),
+                json!({"spec": {"containers": [{"name": "a", "image": "1", "env": [{"name": "y", "value": "2"},
+                    {"name": "x", "value": "1"}]}, {"name": "b"}]}}),
+            ),
+            (
+                "the patch's items keep its order",
+                json!({"spec": {"containers": [{"name": "a"}]}, "metadata": {"finalizers": ["x", "y"]}}),
+                json!({"spec": {"containers": [{"name": "b"}]}, "metadata": {"finalizers": ["z", "x"]}}),
+                json!({"spec": {"containers": [{"name": "b"}, {"name": "a"}]}, "metadata": {"finalizers": ["z", "x", "y"]}}),
             ),
             (
                 "delete an item",
@@ -288,14 +318,14 @@ mod tests {
                 "primitive lists",
                 json!({"metadata": {"finalizers": ["a", "b"]}}),
                 json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c", "b"]}}),
-                json!({"metadata": {"finalizers": ["b", "c"]}}),
+                json!({"metadata": {"finalizers": ["c", "b"]}}),
             ),
             (
                 "order",
                 json!({"spec": {"containers": [{"name": "a"}, {"name": "s"}, {"name": "b"}]}}),
                 json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}],
                     "containers": [{"name": "c"}]}}),
-                json!({"spec": {"containers": [{"name": "s"}, {"name": "c"}, {"name": "b"}, {"name": "a"}]}}),
+                json!({"spec": {"containers": [{"name": "c"}, {"name": "s"}, {"name": "b"}, {"name": "a"}]}}),
             ),
             (
                 "maps",

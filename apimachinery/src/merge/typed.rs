@@ -401,7 +401,7 @@ fn merge_lists(list: &List, live: &[Value], config: &[Value]) -> Vec<Value> {
     out
 }
 
-/// The object without these paths. Containers that lose all their content disappear.
+/// The object without these paths; `None` when nothing is left of it.
 pub fn remove(schema: &Schema, value: &Value, paths: &FieldSet) -> Option<Value> {
     match (atom(schema, Some(value)), value) {
         (Atom::Map(_, schema), Value::Object(map)) => {
@@ -413,9 +413,9 @@ pub fn remove(schema: &Schema, value: &Value, paths: &FieldSet) -> Option<Value>
                     }
                     Some(node) if node.member => {}
                     Some(node) => {
-                        if let Some(value) = remove(child(schema, name), value, &node.below) {
-                            out.insert(name.clone(), value);
-                        }
+                        // What lost all its content stays as null: whoever owns it still does.
+                        let rest = remove(child(schema, name), value, &node.below);
+                        out.insert(name.clone(), rest.unwrap_or(Value::Null));
                     }
                 }
             }
