@@ -288,7 +288,7 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
-        pod.sandboxes.sort_by(|a, b| b.created_at.cmp(&a.created_at));
+        pod.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
         pod.containers.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(b.restart_count.cmp(&a.restart_count)));
         Ok(pod)
     }

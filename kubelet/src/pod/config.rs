@@ -231,8 +231,10 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<cri::ContainerConfig, Spec
         (keys::TERMINATION_POLICY, spec.termination_message_policy.clone().unwrap_or_default()),
         (keys::POD_GRACE, grace.to_string()),
     ];
-    let linux =
-        cri::LinuxContainerConfig { resources: Some(resources(&setup)), security_context: Some(security(&setup)?) };
+    let linux = cri::LinuxContainerConfig {
+        resources: Some(resources(pod, spec, setup.node_memory, setup.quota_period)),
+        security_context: Some(security(&setup)?),
+    };
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {
             name: spec.name.clone(),
@@ -263,15 +265,16 @@ pub fn termination_path(spec: &Spec) -> &str {
     spec.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(DEFAULT_TERMINATION_PATH)
 }
 
-fn resources(setup: &ContainerSetup<'_>) -> cri::LinuxContainerResources {
-    let amounts = qos::Resources::of(setup.spec.resources.as_ref());
-    let quota = (setup.quota_period > 0).then(|| amounts.cpu_quota(setup.quota_period)).flatten();
+/// The kernel's figures for one container; `quota_period` in microseconds, zero without quotas.
+pub fn resources(pod: &Pod, spec: &Spec, node_memory: i64, quota_period: i64) -> cri::LinuxContainerResources {
+    let amounts = qos::Resources::of(spec.resources.as_ref());
+    let quota = (quota_period > 0).then(|| amounts.cpu_quota(quota_period)).flatten();
     cri::LinuxContainerResources {
         cpu_shares: i64::try_from(amounts.cpu_shares()).unwrap_or(2),
-        cpu_period: if quota.is_some() { setup.quota_period } else { 0 },
+        cpu_period: if quota.is_some() { quota_period } else { 0 },
         cpu_quota: quota.unwrap_or(0),
         memory_limit_in_bytes: amounts.memory_limit.unwrap_or(0),
-        oom_score_adj: qos::oom_score_adj(setup.pod, setup.spec, setup.node_memory),
+        oom_score_adj: qos::oom_score_adj(pod, spec, node_memory),
         ..Default::default()
     }
 }

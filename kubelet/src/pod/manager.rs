@@ -8,16 +8,20 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 
+use super::admission::{self, Offer};
+use super::api::name_of;
 use super::context::NodeContext;
 use super::observed::keys;
-use super::worker::{self, Desired, Handle, name_of};
+use super::plan::{self, Verdict};
+use super::worker::{self, Desired, Handle};
 use super::{annotation, annotations, run, runtime_uid, static_pods};
 use crate::cri::{RuntimeError, RuntimeEvent};
+use crate::events::Level;
 use crate::objects::api_error;
 use crate::volumes;
 
@@ -164,10 +168,33 @@ impl Manager {
         } else {
             Some(pod.clone())
         };
-        let desired =
-            Desired { pod: pod.clone(), object: object.clone(), removed: false, verdict: None, blocked: false };
+        let verdict = if is_static { None } else { self.refuse(&pod) };
+        let desired = Desired { pod: pod.clone(), object: object.clone(), removed: false, verdict };
         let handle = worker::spawn(&self.node, desired, self.ended.0.clone());
         self.workers.insert(uid, Entry { handle, key, is_static, object, pod, removed: false });
+    }
+
+    /// A pod that has not been here before is checked against what the node has left.
+    fn refuse(&self, pod: &Pod) -> Option<Verdict> {
+        let is_new = pod.status.as_ref().is_none_or(|status| status.start_time.is_none());
+        if !is_new || pod.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let active = |entry: &&Entry| {
+            let object = entry.object.as_ref().unwrap_or(&entry.pod);
+            !entry.removed && !plan::is_terminal(object)
+        };
+        let present: Vec<&Pod> = self.workers.values().filter(active).map(|entry| &*entry.pod).collect();
+        let config = &self.node.state.config;
+        let offer = Offer {
+            cpu_milli: self.node.cpu_milli,
+            memory: self.node.memory,
+            pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
+            allowed_sysctls: &config.allowed_unsafe_sysctls,
+        };
+        let verdict = admission::refuse(pod, &present, &offer)?;
+        self.node.recorder.pod(pod, Level::Warning, verdict.reason, verdict.message.clone());
+        Some(verdict)
     }
 
     /// An object has left the API.
@@ -181,7 +208,9 @@ impl Manager {
                 entry.object = None;
                 entry.send();
             }
-            if let Some(pod) = self.statics.get(&hash).cloned() {
+            // Of the same file content, or of the next.
+            let pod = self.statics.values().find(|pod| key(pod) == key(&mirror)).cloned();
+            if let Some(pod) = pod.filter(|pod| !self.waiting.contains_key(runtime_uid(pod))) {
                 self.create_mirror(&pod).await;
             }
             return;
@@ -283,20 +312,8 @@ impl Manager {
     }
 
     async fn delete_mirror(&self, mirror: &Pod) {
-        let namespace = mirror.metadata.namespace.as_deref().unwrap_or_default();
-        let api = Api::<Pod>::namespaced(self.node.objects.client(), namespace);
-        let preconditions = Preconditions { uid: mirror.metadata.uid.clone(), resource_version: None };
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(preconditions),
-            ..DeleteParams::default()
-        };
-        match api.delete(mirror.metadata.name.as_deref().unwrap_or_default(), &params).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
-            Err(error) => {
-                tracing::warn!(pod = name_of(mirror), error = api_error(&error), "cannot delete a mirror object")
-            }
+        if let Err(error) = super::api::delete(self.node.objects.client(), Some(mirror)).await {
+            tracing::warn!(pod = name_of(mirror), error = api_error(&error), "cannot delete a mirror object");
         }
     }
 
@@ -345,8 +362,7 @@ impl Manager {
                 for (uid, pod) in orphans {
                     tracing::info!(uid, pod = name_of(&pod), "ending a pod that nobody wants any more");
                     let pod = Arc::new(pod);
-                    let desired =
-                        Desired { pod: pod.clone(), object: None, removed: true, verdict: None, blocked: false };
+                    let desired = Desired { pod: pod.clone(), object: None, removed: true, verdict: None };
                     let handle = worker::spawn(&self.node, desired, self.ended.0.clone());
                     let key = key(&pod);
                     let entry = Entry { handle, key, is_static: false, object: None, pod, removed: true };
@@ -393,13 +409,8 @@ impl Manager {
 
 impl Entry {
     fn send(&self) {
-        let desired = Desired {
-            pod: self.pod.clone(),
-            object: self.object.clone(),
-            removed: self.removed,
-            verdict: None,
-            blocked: false,
-        };
+        let desired =
+            Desired { pod: self.pod.clone(), object: self.object.clone(), removed: self.removed, verdict: None };
         self.handle.desired.send_replace(desired);
     }
 }

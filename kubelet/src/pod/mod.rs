@@ -1,6 +1,8 @@
 //! Pods on this node: what they should be, what the runtime says they are, and the actor per pod that brings the two
 //! together. All policy is in [`plan`] and [`status`], which are pure.
 
+pub mod admission;
+mod api;
 pub mod config;
 pub mod context;
 pub mod downward;

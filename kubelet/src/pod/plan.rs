@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 
 use super::observed::{Container, RunState, RuntimePod};
+use super::qos::Resources;
 
 /// First delay between two starts of a failing container; doubles up to [`BACKOFF_MAX`].
 pub const BACKOFF_START: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ pub struct Problem {
 /// A decision of this node that the pod must end, other than its deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    pub reason: String,
+    pub reason: &'static str,
     pub message: String,
 }
 
@@ -58,6 +59,10 @@ pub struct Verdict {
 pub struct Facts {
     /// By container id.
     pub health: HashMap<String, Health>,
+    /// By container id: the resources that it runs with.
+    pub applied: HashMap<String, Resources>,
+    /// Applying other resources failed; not again before this time.
+    pub resize_retry: Option<Timestamp>,
     /// By container name: how long after its end a container may start again.
     pub backoff: HashMap<String, Duration>,
     /// By container name: the last attempt to start it failed.
@@ -74,8 +79,6 @@ pub struct Facts {
     pub ending_since: Option<Timestamp>,
     /// Volumes are unmounted and the cgroup is gone.
     pub released: bool,
-    /// Another object of the same name must leave the node first.
-    pub blocked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +104,11 @@ pub enum Action {
         name: String,
         grace: i64,
         message: String,
+    },
+    /// Give a running container, and its pod's cgroup, other resources.
+    Resize {
+        id: String,
+        name: String,
     },
     /// Remove a dead container and its log.
     Remove {
@@ -129,7 +137,7 @@ impl Action {
     pub fn lane(&self) -> Lane {
         match self {
             Self::CreateSandbox { .. } | Self::Start { .. } => Lane::Start,
-            Self::Kill { id, .. } | Self::Remove { id } => Lane::Container(id.clone()),
+            Self::Kill { id, .. } | Self::Remove { id } | Self::Resize { id, .. } => Lane::Container(id.clone()),
             Self::StopSandbox { .. } | Self::RemoveSandbox { .. } | Self::Release | Self::Delete | Self::Forget => {
                 Lane::End
             }
@@ -199,7 +207,7 @@ pub fn verdict(pod: &Pod, facts: &Facts, now: Timestamp) -> Option<Verdict> {
         return Some(verdict.clone());
     }
     deadline(pod, facts).filter(|deadline| now >= *deadline).map(|_| Verdict {
-        reason: "DeadlineExceeded".to_owned(),
+        reason: "DeadlineExceeded",
         message: "Pod was active on the node longer than the specified deadline".to_owned(),
     })
 }
@@ -269,13 +277,11 @@ pub fn plan(pod: &Pod, observed: &RuntimePod, facts: &Facts, now: Timestamp) -> 
     if let Some(deadline) = deadline(pod, facts) {
         plan.look_at(deadline);
     }
-    if facts.blocked {
-        return plan;
-    }
     if !prepare(pod, observed, facts, now, &mut plan) {
         return plan;
     }
     kill_unfit(pod, observed, facts, &mut plan);
+    resize(pod, observed, facts, now, &mut plan);
     if start_init(pod, observed, facts, now, &mut plan) {
         for spec in app_specs(pod) {
             start_if_due(pod, spec, observed, facts, now, false, &mut plan);
@@ -411,6 +417,40 @@ fn kill_unfit(pod: &Pod, observed: &RuntimePod, facts: &Facts, plan: &mut Plan) 
             name: container.name.clone(),
             grace: probe_grace.filter(|_| !health.alive).unwrap_or(pod_grace),
             message: format!("Container {} {why}{tail}", container.name),
+        });
+    }
+}
+
+/// Applies changed resources to running containers, in place or by a restart, as the container asks for.
+fn resize(pod: &Pod, observed: &RuntimePod, facts: &Facts, now: Timestamp, plan: &mut Plan) {
+    if let Some(retry) = facts.resize_retry.filter(|retry| *retry > now) {
+        plan.look_at(retry);
+        return;
+    }
+    for spec in init_specs(pod).iter().filter(|spec| is_sidecar(spec)).chain(app_specs(pod)) {
+        let Some(container) = observed.current(&spec.name).filter(|container| container.is_running()) else { continue };
+        let Some(applied) = facts.applied.get(&container.id) else { continue };
+        let wanted = Resources::of(spec.resources.as_ref());
+        if wanted == *applied
+            || plan.actions.iter().any(|action| action.lane() == Lane::Container(container.id.clone()))
+        {
+            continue;
+        }
+        let cpu_changed = (wanted.cpu_request, wanted.cpu_limit) != (applied.cpu_request, applied.cpu_limit);
+        let memory_changed = wanted.memory_limit != applied.memory_limit;
+        let restarts = spec.resize_policy.iter().flatten().any(|policy| {
+            let changed = if policy.resource_name == "cpu" { cpu_changed } else { memory_changed };
+            policy.restart_policy == "RestartContainer" && changed
+        });
+        plan.push(if restarts {
+            Action::Kill {
+                id: container.id.clone(),
+                name: spec.name.clone(),
+                grace: pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30),
+                message: format!("Container {} resize requires restart", spec.name),
+            }
+        } else {
+            Action::Resize { id: container.id.clone(), name: spec.name.clone() }
         });
     }
 }

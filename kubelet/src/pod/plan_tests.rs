@@ -51,6 +51,7 @@ fn show(plan: &Plan) -> Vec<String> {
             Action::RemoveSandbox { id } => format!("rm-sandbox {id}"),
             Action::Start { name, restart_count } => format!("start {name} {restart_count}"),
             Action::Kill { id, grace, .. } => format!("kill {id} {grace}"),
+            Action::Resize { id, .. } => format!("resize {id}"),
             Action::Remove { id } => format!("rm {id}"),
             Action::Release => "release".into(),
             Action::Delete => "delete".into(),
@@ -145,6 +146,22 @@ fn a_failed_probe_kills() {
     let plan = plan(&pod(spec), &observed, &facts, at(10));
     let Action::Kill { grace, message, .. } = &plan.actions[0] else { panic!("{plan:?}") };
     assert_eq!((*grace, message.as_str()), (2, "Container a failed liveness probe, will be restarted"));
+}
+
+#[test]
+fn changed_resources_are_applied() {
+    let spec = |policy: &str| {
+        format!("{{containers: [{{name: a, resizePolicy: [{policy}], resources: {{limits: {{cpu: 2}}}}}}]}}")
+    };
+    let observed = RuntimePod { sandboxes: vec![sandbox(true)], containers: vec![container("a", None, 0)] };
+    let applied = Resources { cpu_limit: Some(1000), ..Resources::default() };
+    let mut facts = Facts { applied: [("a0".to_owned(), applied)].into(), ..Facts::default() };
+    let next = |policy: &str, facts: &Facts| show(&plan(&pod(&spec(policy)), &observed, facts, at(10)));
+    assert_eq!(next("", &facts), ["resize a0"]);
+    assert_eq!(next("{resourceName: cpu, restartPolicy: RestartContainer}", &facts), ["kill a0 30"]);
+    assert_eq!(next("{resourceName: memory, restartPolicy: RestartContainer}", &facts), ["resize a0"]);
+    facts.resize_retry = Some(at(11));
+    assert_eq!(next("", &facts), Vec::<String>::new());
 }
 
 #[test]

@@ -224,7 +224,6 @@ impl Job {
             .find_map(|ephemeral| ephemeral.target_container_name.as_ref())
             .and_then(|name| self.observed.current(name))
             .map(|container| container.id.clone());
-        let config = &self.node.state.config;
         let setup = ContainerSetup {
             pod: &self.pod,
             spec,
@@ -236,11 +235,7 @@ impl Job {
             mounts,
             target,
             node_memory: self.node.memory,
-            quota_period: if config.cpu_cfs_quota {
-                i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000)
-            } else {
-                0
-            },
+            quota_period: self.quota_period(),
             seccomp_root: &self.root().join("seccomp"),
         };
         config::container(setup).map_err(|error| error.to_string())
@@ -336,6 +331,27 @@ impl Job {
                 );
             }
         }
+    }
+
+    fn quota_period(&self) -> i64 {
+        let config = &self.node.state.config;
+        if config.cpu_cfs_quota {
+            i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000)
+        } else {
+            0
+        }
+    }
+
+    /// Gives a running container the resources of its spec. A child's limit must never exceed its parent's, so the
+    /// pod's cgroup grows before it and shrinks after it.
+    pub async fn resize(&self, id: &str, name: &str) -> Result<(), String> {
+        let spec = spec_of(&self.pod, name).ok_or_else(|| format!("container {name} is not in the pod"))?;
+        if let Err(error) = self.node.cgroups.ensure_pod(&self.pod) {
+            tracing::debug!(error = chain(&error), "the pod's cgroup cannot shrink yet");
+        }
+        let resources = config::resources(&self.pod, &spec, self.node.memory, self.quota_period());
+        self.node.state.runtime.update_container_resources(id, resources).await.map_err(|error| error.description())?;
+        self.node.cgroups.ensure_pod(&self.pod).map(drop).map_err(|error| chain(&error))
     }
 
     pub async fn remove_container(&self, id: &str) {

@@ -55,7 +55,7 @@ pub fn status(pod: &Pod, observed: &RuntimePod, cx: &Context<'_>) -> PodStatus {
     }
     if let Some(verdict) = verdict {
         phase = "Failed".to_owned();
-        reason = Some(verdict.reason);
+        reason = Some(verdict.reason.to_owned());
         message = Some(verdict.message);
     }
 
@@ -189,7 +189,12 @@ fn container_status(
             supplemental_groups: Some(user.supplemental_groups.clone()).filter(|groups| !groups.is_empty()),
         }),
     });
-    status.resources = spec.resources.clone();
+    let as_wanted = cx.facts.applied.get(&container.id);
+    let as_wanted = as_wanted.is_none_or(|applied| *applied == super::qos::Resources::of(spec.resources.as_ref()));
+    status.resources = match old {
+        Some(old) if !as_wanted => old.resources.clone(),
+        _ => spec.resources.clone(),
+    };
     status.allocated_resources = spec.resources.as_ref().and_then(|resources| resources.requests.clone());
     match container.state {
         RunState::Running => {

@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::api::{self, name_of, version_number};
 use super::context::NodeContext;
 use super::observed::{Container, RunState, RuntimePod};
 use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem};
+use super::qos::Resources;
 use super::run::{self, Job};
 use super::{runtime_uid, status};
 use crate::events::Level;
@@ -45,7 +45,6 @@ pub struct Desired {
     /// The source has no such pod any more.
     pub removed: bool,
     pub verdict: Option<plan::Verdict>,
-    pub blocked: bool,
 }
 
 /// The manager's end of a worker.
@@ -80,11 +79,16 @@ enum Outcome {
         replaced: Option<Box<Container>>,
         result: Result<(), Problem>,
     },
+    Resized {
+        id: String,
+        resources: Resources,
+        result: Result<(), String>,
+    },
     Refreshed(Option<Arc<Volumes>>),
     Released(bool),
     Deleted(Result<(), kube::Error>),
     Reported {
-        result: Result<Pod, kube::Error>,
+        result: Box<Result<Pod, kube::Error>>,
         status: Box<PodStatus>,
     },
     Forgotten,
@@ -193,7 +197,6 @@ impl Worker {
                 self.refresh_at = tokio::time::Instant::now();
             }
         }
-        self.facts.blocked = desired.blocked;
         if self.facts.verdict.is_none() {
             self.facts.verdict.clone_from(&desired.verdict);
         }
@@ -267,6 +270,7 @@ impl Worker {
             .collect();
         self.probers.retain(|id, _| running.contains_key(id.as_str()));
         self.facts.health.retain(|id, _| running.contains_key(id.as_str()));
+        self.facts.applied.retain(|id, _| running.contains_key(id.as_str()));
         if self.facts.ending_since.is_some() {
             // A pod that is going keeps its readiness probe out of the way of its last requests.
             self.probers.clear();
@@ -277,6 +281,9 @@ impl Worker {
         let pod_ip = ips.and_then(|ips| ips.first()).cloned().unwrap_or_default();
         for (id, container) in running {
             let Some(spec) = run::spec_of(&desired.pod, &container.name) else { continue };
+            // At first sight it runs with what it was started with.
+            let resources = || Resources::of(spec.resources.as_ref());
+            self.facts.applied.entry(id.to_owned()).or_insert_with(resources);
             let known = self.known.as_ref().map(|(status, _)| status);
             let was_ready = known.is_some_and(|status| was_ready(status, id));
             let health = *self.facts.health.entry(id.to_owned()).or_insert_with(|| {
@@ -367,6 +374,12 @@ impl Worker {
                     job.kill(&id, &name, grace, &message).await;
                     Outcome::Done
                 }
+                Action::Resize { id, name } => {
+                    let spec = run::spec_of(&job.pod, &name);
+                    let resources = Resources::of(spec.and_then(|spec| spec.resources).as_ref());
+                    let result = job.resize(&id, &name).await;
+                    Outcome::Resized { id, resources, result }
+                }
                 Action::Remove { id } => {
                     job.remove_container(&id).await;
                     Outcome::Done
@@ -380,7 +393,7 @@ impl Worker {
                     Outcome::Done
                 }
                 Action::Release => Outcome::Released(job.release()),
-                Action::Delete => Outcome::Deleted(delete(&job.node, object.as_deref()).await),
+                Action::Delete => Outcome::Deleted(api::delete(job.node.objects.client(), object.as_deref()).await),
                 Action::Forget => {
                     job.forget();
                     Outcome::Forgotten
@@ -429,10 +442,7 @@ impl Worker {
         self.reporting = true;
         let (node, status) = (self.node.clone(), Box::new(self.computed.clone()));
         self.tasks.spawn(async move {
-            let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-            let api = Api::<Pod>::namespaced(node.objects.client(), namespace);
-            let name = object.metadata.name.as_deref().unwrap_or_default();
-            let result = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+            let result = Box::new(api::report(node.objects.client(), &object, patch).await);
             (None, Outcome::Reported { result, status })
         });
     }
@@ -518,6 +528,16 @@ impl Worker {
             }
             Outcome::Sandbox(Err(problem)) => self.facts.pod_problem = Some(problem),
             Outcome::Started { name, replaced, result } => self.started(name, replaced.as_deref(), result),
+            Outcome::Resized { id, resources, result: Ok(()) } => {
+                self.facts.resize_retry = None;
+                self.facts.applied.insert(id, resources);
+            }
+            Outcome::Resized { result: Err(error), .. } => {
+                let pod = self.desired.borrow().pod.clone();
+                tracing::warn!(pod = name_of(&pod), error, "cannot resize a container");
+                self.node.recorder.pod(&pod, Level::Warning, "ResizeError", error);
+                self.facts.resize_retry = Timestamp::now().checked_add(RELIST).ok();
+            }
             Outcome::Refreshed(volumes) => {
                 self.refreshing = false;
                 self.volumes = volumes.or(self.volumes.take());
@@ -527,7 +547,7 @@ impl Worker {
             Outcome::Deleted(Ok(())) => self.facts.removed = true,
             Outcome::Done => {}
             Outcome::Deleted(Err(error)) => tracing::warn!(error = api_error(&error), "cannot delete the pod's object"),
-            Outcome::Reported { result, status } => self.reported(result, *status),
+            Outcome::Reported { result, status } => self.reported(*result, *status),
             Outcome::Forgotten => {
                 self.node.state.forget(runtime_uid(&self.desired.borrow().pod));
                 return true;
@@ -581,29 +601,4 @@ fn was_ready(status: &PodStatus, container_id: &str) -> bool {
         .flatten()
         .flatten()
         .any(|status| status.ready && status.container_id.as_deref().is_some_and(|id| id.ends_with(container_id)))
-}
-
-fn version_number(pod: &Pod) -> u64 {
-    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
-}
-
-/// `namespace/name`, for logs.
-pub fn name_of(pod: &Pod) -> String {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
-}
-
-/// Deletes exactly this object, now; it being gone already is what was wanted.
-async fn delete(node: &NodeContext, object: Option<&Pod>) -> Result<(), kube::Error> {
-    let Some(object) = object else { return Ok(()) };
-    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-    let api = Api::<Pod>::namespaced(node.objects.client(), namespace);
-    let preconditions = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
-    let params =
-        DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
-    match api.delete(object.metadata.name.as_deref().unwrap_or_default(), &params).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
-        Err(error) => Err(error),
-    }
 }
