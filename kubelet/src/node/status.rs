@@ -317,8 +317,8 @@ mod tests {
         config.system_reserved.insert("cpu".into(), "500m".into());
         let [capacity, allocatable] = capacity(&machine(), &config);
         assert_eq!((capacity["cpu"].0.as_str(), allocatable["cpu"].0.as_str()), ("2", "1500m"));
-        assert_eq!(capacity["memory"].0, "8388608Ki");
-        assert_eq!(allocatable["memory"].0, "8286208Ki");
+        assert_eq!(capacity["memory"].0, "8Gi");
+        assert_eq!(allocatable["memory"].0, "8092Mi");
         assert_eq!(allocatable["pods"].0, "110");
     }
 }

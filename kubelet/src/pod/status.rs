@@ -59,12 +59,15 @@ pub fn status(pod: &Pod, observed: &RuntimePod, cx: &Context<'_>) -> PodStatus {
         message = Some(verdict.message);
     }
 
+    // A refused pod never had containers, and its status does not pretend so.
+    let refused = cx.facts.verdict.is_some() && observed.is_empty();
+    let shown = |list: Vec<ContainerStatus>| Some(list).filter(|list| !list.is_empty() && !refused);
     let mut status = PodStatus {
         phase: Some(phase),
         reason,
         message,
-        container_statuses: Some(containers).filter(|list| !list.is_empty()),
-        init_container_statuses: Some(init_statuses).filter(|list| !list.is_empty()),
+        container_statuses: shown(containers),
+        init_container_statuses: shown(init_statuses),
         ephemeral_container_statuses: Some(ephemeral).filter(|list| !list.is_empty()),
         start_time: cx.facts.start_time.map(Time),
         qos_class: Some(super::qos::class(pod).as_str().to_owned()),

@@ -130,6 +130,15 @@ fn an_ended_pod_is_final_whatever_its_policy() {
 }
 
 #[test]
+fn a_refused_pod_shows_the_reason_and_no_containers() {
+    let verdict = plan::Verdict { reason: "OutOfcpu", message: "Pod was rejected: x".into() };
+    let facts = Facts { verdict: Some(verdict), ..Facts::default() };
+    let status = compute(&pod("{containers: [{name: a}]}"), &RuntimePod::default(), &facts);
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+    assert_eq!(status.container_statuses, None);
+}
+
+#[test]
 fn a_patch_names_only_changes_and_own_conditions() {
     let pod = pod("{containers: [{name: a}]}");
     let running = observed(vec![container("a", RunState::Running, 0)]);
