@@ -108,24 +108,24 @@ impl Model {
         let metadata = &object.metadata;
         let key = key(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
         match read_service(object) {
-            Some(service) => self.replace_service(key, Some(service)),
-            None => self.replace_service(key, None),
+            Some(service) => self.replace_service(&key, Some(service)),
+            None => self.replace_service(&key, None),
         }
     }
 
     pub fn remove_service(&mut self, namespace: &str, name: &str) {
-        self.replace_service(key(namespace, name), None);
+        self.replace_service(&key(namespace, name), None);
     }
 
     pub fn set_slice(&mut self, object: &EndpointSlice) {
         if let Some((service, name)) = slice_names(object) {
-            self.replace_slice(service, name, read_slice(object));
+            self.replace_slice(&service, name, read_slice(object));
         }
     }
 
     pub fn remove_slice(&mut self, object: &EndpointSlice) {
         if let Some((service, name)) = slice_names(object) {
-            self.replace_slice(service, name, None);
+            self.replace_slice(&service, name, None);
         }
     }
 
@@ -135,31 +135,31 @@ impl Model {
 
     pub fn retain_services(&mut self, known: &HashSet<Key>) {
         let gone: Vec<Key> = self.services.keys().filter(|key| !known.contains(*key)).cloned().collect();
-        gone.into_iter().for_each(|key| self.replace_service(key, None));
+        gone.into_iter().for_each(|key| self.replace_service(&key, None));
     }
 
     /// `known` holds namespaces and names of slices.
     pub fn retain_slices(&mut self, known: &HashSet<Key>) {
         let all = self.slices.iter().flat_map(|(service, slices)| slices.keys().map(move |name| (service, name)));
         let gone: Vec<(Key, Box<str>)> = all
-            .filter(|(service, name)| !known.contains(&((*service).0.clone(), (*name).clone())))
+            .filter(|(service, name)| !known.contains(&(service.0.clone(), (*name).clone())))
             .map(|(service, name)| (service.clone(), name.clone()))
             .collect();
-        gone.into_iter().for_each(|(service, name)| self.replace_slice(service, name, None));
+        gone.into_iter().for_each(|(service, name)| self.replace_slice(&service, name, None));
     }
 
-    fn replace_service(&mut self, key: Key, service: Option<Service>) {
+    fn replace_service(&mut self, key: &Key, service: Option<Service>) {
         let old = match service {
             Some(service) => self.services.insert(key.clone(), service),
-            None => self.services.remove(&key),
+            None => self.services.remove(key),
         };
         let old = old.map(|service| service.kind);
         let mut touched = addresses(old.as_ref());
-        touched.extend(addresses(self.services.get(&key).map(|service| &service.kind)));
-        self.index(&key, touched);
+        touched.extend(addresses(self.services.get(key).map(|service| &service.kind)));
+        self.index(key, touched);
     }
 
-    fn replace_slice(&mut self, service: Key, name: Box<str>, slice: Option<Slice>) {
+    fn replace_slice(&mut self, service: &Key, name: Box<str>, slice: Option<Slice>) {
         let slices = self.slices.entry(service.clone()).or_default();
         let mut touched: Vec<IpAddr> = slice.iter().flat_map(|slice| &slice.endpoints).map(|e| e.address).collect();
         let old = match slice {
@@ -167,10 +167,10 @@ impl Model {
             None => slices.remove(&name),
         };
         if slices.is_empty() {
-            self.slices.remove(&service);
+            self.slices.remove(service);
         }
         touched.extend(old.iter().flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.address));
-        self.index(&service, touched);
+        self.index(service, touched);
     }
 
     /// Brings `by_address` up to date for one service and the addresses that it has or had.
@@ -259,16 +259,19 @@ pub(crate) mod tests {
     use serde_json::{Value, json};
 
     pub(crate) fn service(namespace: &str, name: &str, spec: Value) -> core::Service {
-        let object = json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
+        let mut object = json!({"metadata": {"namespace": namespace, "name": name}});
+        object["spec"] = spec;
         serde_json::from_value(object).expect("a service")
     }
 
     pub(crate) fn slice(namespace: &str, service: &str, name: &str, endpoints: Value, ports: Value) -> EndpointSlice {
-        serde_json::from_value(json!({
+        let mut object = json!({
             "metadata": {"namespace": namespace, "name": name, "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": ports,
-        }))
-        .expect("a slice")
+            "addressType": "IPv4",
+        });
+        object["endpoints"] = endpoints;
+        object["ports"] = ports;
+        serde_json::from_value(object).expect("a slice")
     }
 
     #[test]

@@ -100,7 +100,7 @@ async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
         let request = match Request::read(&buffer[..length]) {
             Ok(request) => request,
             Err(refusal) => {
-                send(&socket, refusal, SMALLEST, from).await;
+                send(&socket, refusal.map(|message| *message), SMALLEST, from).await;
                 continue;
             }
         };
@@ -166,7 +166,7 @@ async fn serve_stream(dns: &Dns, mut stream: TcpStream) -> std::io::Result<()> {
                 Some(answer) => Some(answer),
                 None => Some(dns.in_time(&request).await),
             },
-            Err(refusal) => refusal,
+            Err(refusal) => refusal.map(|message| *message),
         };
         let Some(bytes) = answer.and_then(|answer| encode(&answer, usize::from(u16::MAX))) else { return Ok(()) };
         let length = u16::try_from(bytes.len()).map_err(std::io::Error::other)?;
@@ -191,30 +191,30 @@ struct Request {
 
 impl Request {
     /// `Err` holds what to answer to something else, if anything.
-    fn read(bytes: &[u8]) -> Result<Self, Option<Message>> {
+    fn read(bytes: &[u8]) -> Result<Self, Option<Box<Message>>> {
         let Ok(message) = Message::from_vec(bytes) else {
             // The id is all that is sure, and a response is never answered.
             let [a, b, flags, ..] = bytes else { return Err(None) };
             let malformed = Message::error_msg(u16::from_be_bytes([*a, *b]), OpCode::Query, ResponseCode::FormErr);
-            return Err((flags & 0x80 == 0 && bytes.len() >= 12).then_some(malformed));
+            return Err((flags & 0x80 == 0 && bytes.len() >= 12).then(|| Box::new(malformed)));
         };
         if message.metadata.message_type == MessageType::Response {
             return Err(None);
         }
         let (id, op_code) = (message.metadata.id, message.metadata.op_code);
         if op_code != OpCode::Query {
-            return Err(Some(Message::error_msg(id, op_code, ResponseCode::NotImp)));
+            return Err(Some(Box::new(Message::error_msg(id, op_code, ResponseCode::NotImp))));
         }
         match message.queries.as_slice() {
             [query] => {
                 let query = query.clone();
                 let request = Self { message, query };
                 if request.message.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-                    return Err(Some(request.failure(ResponseCode::BADVERS)));
+                    return Err(Some(Box::new(request.failure(ResponseCode::BADVERS))));
                 }
                 Ok(request)
             }
-            _ => Err(Some(Message::error_msg(id, op_code, ResponseCode::FormErr))),
+            _ => Err(Some(Box::new(Message::error_msg(id, op_code, ResponseCode::FormErr)))),
         }
     }
 

@@ -19,7 +19,7 @@ pub fn summary(snapshot: &Snapshot, brief: bool) -> Value {
         node.insert("fs".into(), filesystem(snapshot.disk, snapshot.time));
         node.insert("runtime".into(), json!({"imageFs": filesystem(snapshot.image_disk, snapshot.time)}));
         let (running, limit) = snapshot.processes;
-        node.insert("rlimit".into(), json!({"time": snapshot.time.to_string(), "maxpid": limit, "curproc": running}));
+        node.insert("rlimit".into(), json!({"time": time(Some(snapshot.time)), "maxpid": limit, "curproc": running}));
     }
     let pods: Vec<Value> = snapshot.pods.iter().map(|usage| pod(usage, snapshot, brief)).collect();
     json!({"node": node, "pods": pods})
