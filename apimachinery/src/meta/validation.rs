@@ -25,12 +25,12 @@ fn max_bytes_error(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
-/// The message of a failed pattern: what it means, examples, and the pattern itself.
+/// The message of a failed pattern: what it means, examples (with upstream's odd spacing), and the pattern itself.
 pub fn regex_error(text: &str, pattern: &str, examples: &[&str]) -> String {
     let quoted: Vec<String> = examples.iter().map(|e| format!("'{e}'")).collect();
     match quoted.as_slice() {
         [] => format!("{text} (regex used for validation is '{pattern}')"),
-        examples => format!("{text} (e.g. {}, regex used for validation is '{pattern}')", examples.join(" or ")),
+        examples => format!("{text} (e.g. {}, regex used for validation is '{pattern}')", examples.join(",  or ")),
     }
 }
 

@@ -7,12 +7,30 @@ use serde_json::{Value, json};
 use super::common::{self, StatusOf};
 use super::object::ObjectExt;
 use super::strategy::{Column, Cx, Strategy, Subresource};
-use super::tables::name;
+use super::tables::{has_condition, name, text};
 use super::{defaults, validation};
 
 pub struct CustomResourceDefinition;
 
-const COLUMNS: &[Column] = &[Column::name(), Column::new("Created At", "date")];
+const COLUMNS: &[Column] = &[
+    Column::name(),
+    Column::new("Scope", "string"),
+    Column::new("Versions", "string"),
+    Column::new("Created At", "date"),
+    Column::new("Group", "string").wide(),
+    Column::new("Kind", "string").wide(),
+    Column::new("ShortNames", "string").wide(),
+    Column::new("Established", "boolean").wide(),
+];
+
+/// The served versions, the stored one marked.
+fn versions(obj: &Value) -> String {
+    let served = obj.list_at(&["spec", "versions"]).iter().filter(|version| version["served"] == true);
+    let label = |version: &Value| {
+        format!("{}{}", version.str_at(&["name"]), if version["storage"] == true { "(storage)" } else { "" })
+    };
+    served.map(label).collect::<Vec<_>>().join(",")
+}
 
 static STATUS: StatusOf = StatusOf::new();
 
@@ -72,7 +90,17 @@ impl Strategy for CustomResourceDefinition {
     }
 
     fn row(&self, obj: &Value, _now: Timestamp) -> Vec<Value> {
-        vec![name(obj), obj["metadata"]["creationTimestamp"].clone()]
+        let short: Vec<&str> = obj.list_at(&["spec", "names", "shortNames"]).iter().filter_map(Value::as_str).collect();
+        vec![
+            name(obj),
+            text(obj, &["spec", "scope"]),
+            versions(obj).into(),
+            obj["metadata"]["creationTimestamp"].clone(),
+            text(obj, &["spec", "group"]),
+            text(obj, &["spec", "names", "kind"]),
+            short.join(",").into(),
+            has_condition(obj, "Established").into(),
+        ]
     }
 
     fn subresource(&self, name: &str) -> Option<Subresource> {

@@ -54,6 +54,9 @@ pub fn to_v1(mut obj: Value) -> Value {
         obj.set(&["status", "currentCPUUtilizationPercentage"], percent);
     }
     annotate(&mut obj, CURRENT_METRICS, current.into());
+    if obj["status"].is_object() {
+        obj.set_default(&["status", "currentReplicas"], 0);
+    }
     for (path, annotation) in [(["spec", "behavior"], BEHAVIOR), (["status", "conditions"], CONDITIONS)] {
         if let Some(value) = take(&mut obj, &path) {
             annotate(&mut obj, annotation, value);
@@ -118,7 +121,7 @@ mod tests {
     fn nothing_is_lost_on_the_way() {
         let newer = json!({"metadata": {"name": "a"}, "spec": {"behavior": {"scaleUp": {"selectPolicy": "Max"}},
             "metrics": [{"type": "Pods", "pods": {"target": {"averageValue": "1"}}}]},
-            "status": {"conditions": [{"type": "AbleToScale", "status": "True"}]}});
+            "status": {"currentReplicas": 0, "conditions": [{"type": "AbleToScale", "status": "True"}]}});
         assert_eq!(from_v1(to_v1(newer.clone())), newer);
     }
 }

@@ -53,6 +53,14 @@ impl Strategy for HorizontalPodAutoscaler {
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
+        // Rows are made of objects as they are served; the older version has its metrics elsewhere.
+        let newer;
+        let obj = if obj["apiVersion"] == "autoscaling/v1" {
+            newer = conversion::from_v1(obj.clone());
+            &newer
+        } else {
+            obj
+        };
         let target = &obj["spec"]["scaleTargetRef"];
         let minimum = &obj["spec"]["minReplicas"];
         vec![

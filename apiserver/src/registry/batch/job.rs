@@ -82,6 +82,8 @@ impl Strategy for Job {
 
     fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
         generate_selector(obj);
+        let labels = obj["spec"]["template"]["metadata"]["labels"].clone();
+        defaults::apps::labels_from_template(obj, labels);
         common::create(obj);
     }
 

@@ -189,7 +189,7 @@ impl Strategy for NewerEvent {
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
-        Event.row(obj, now)
+        Event.row(&to_core(obj.clone()), now)
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {

@@ -51,10 +51,10 @@ impl Strategy for Pod {
         defaults::pod::pod(obj);
     }
 
-    fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
+    fn prepare_for_create(&self, cx: &Cx<'_>, obj: &mut Value) {
         common::set_generation(obj, 1);
         obj.set(&["status"], json!({"phase": "Pending"}));
-        scheduling_gated(obj);
+        scheduling_gated(obj, &cx.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         label_keys(obj);
         pod_level_requests(obj);
         obj.set(&["status", "qosClass"], qos_class(obj));

@@ -42,10 +42,10 @@ pub fn quantity(value: &Value) -> Option<Quantity> {
 }
 
 /// A pod with scheduling gates says at once that it waits for them.
-pub fn scheduling_gated(pod: &mut Value) {
+pub fn scheduling_gated(pod: &mut Value, now: &str) {
     if !pod.list_at(&["spec", "schedulingGates"]).is_empty() {
         let condition = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastTransitionTime": now}]);
         pod.set(&["status", "conditions"], condition);
     }
 }

@@ -15,7 +15,7 @@ pub static PRIORITY_CLASS: Declared = Declared::new(Shape::Counted)
             Column::new("Value", "integer"),
             Column::new("Global-Default", "boolean"),
             Column::age(),
-            Column::new("PreemptionPolicy", "string").wide(),
+            Column::new("PreemptionPolicy", "string"),
         ],
         |obj, now| {
             vec![

@@ -83,7 +83,7 @@ pub static CSI_NODE: Declared = Declared::new(Shape::Plain)
         vec![name(obj), count(&obj["spec"]["drivers"]).into(), age(obj, now)]
     });
 
-pub static CSI_DRIVER: Declared = Declared::new(Shape::Counted)
+pub static CSI_DRIVER: Declared = Declared::new(Shape::Plain)
     .defaults(defaults::storage::csi_driver)
     .updated_by_version()
     .update_rules(validation::storage::csi_driver_update)

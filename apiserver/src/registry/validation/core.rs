@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{Errors, Path, annotations, complain, required, unique};
+use super::{Errors, Path, complain, required, unique};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 use crate::registry::validation::container::quantity_value;
@@ -194,7 +194,6 @@ const SCOPES: [&str; 7] = [
 
 pub fn node(obj: &Value) -> Errors {
     let mut errors = Errors::new();
-    annotations(&obj["metadata"]["annotations"], Path::METADATA.field("annotations"), &mut errors);
     taints(obj, &mut errors);
     if obj.list_at(&["spec", "podCIDRs"]).len() > 2 {
         let detail = "may specify no more than one CIDR for each IP family";

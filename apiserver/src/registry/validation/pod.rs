@@ -28,7 +28,6 @@ pub fn create(obj: &Value) -> Errors {
 
 /// What holds for pods, whenever they are written, beyond what holds for templates.
 pub fn metadata_and_spec(obj: &Value, errors: &mut Errors) {
-    annotations(&obj["metadata"]["annotations"], Path::METADATA.field("annotations"), errors);
     let spec = &obj["spec"];
     pod_spec(spec, Path::SPEC, errors);
     if spec.str_at(&["serviceAccountName"]).is_empty() {
@@ -92,9 +91,6 @@ pub fn pod_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     required_one_of(spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], path, errors);
     labels(&spec["nodeSelector"], path.field("nodeSelector"), errors);
     security::pod(spec, path, errors);
-    each(spec, "imagePullSecrets", path, errors, |secret, path, errors| {
-        required(secret, "name", path, errors);
-    });
     dns_config(spec, path, errors);
     scheduling(spec, path, errors);
     names(spec, path, errors);

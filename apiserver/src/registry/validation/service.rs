@@ -168,7 +168,8 @@ fn traffic_policies(spec: &Value, errors: &mut Errors) {
         let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errors.push(FieldError::invalid("spec.healthCheckNodePort", check, detail));
     }
-    if spec["internalTrafficPolicy"].is_null() && spec["type"] != "ExternalName" {
+    let has_policy = matches!(spec.str_at(&["type"]), "ClusterIP" | "NodePort" | "LoadBalancer");
+    if spec["internalTrafficPolicy"].is_null() && has_policy {
         errors.push(FieldError::required("spec.internalTrafficPolicy", ""));
     }
     one_of(spec, "internalTrafficPolicy", &["Cluster", "Local"], Path::SPEC, errors);
