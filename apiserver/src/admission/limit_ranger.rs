@@ -195,14 +195,14 @@ mod tests {
 
     use super::*;
 
-    fn range(limit: Value) -> Value {
+    fn range(limit: &Value) -> Value {
         json!({"spec": {"limits": [limit]}})
     }
 
     #[test]
     fn defaults_fill_what_is_missing() {
         let range = range(
-            json!({"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m", "memory": "1Gi"}}),
+            &json!({"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m", "memory": "1Gi"}}),
         );
         let mut pod =
             json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "resources": {"requests": {"cpu": "1"}}}]}});
@@ -241,7 +241,7 @@ mod tests {
                 vec!["cpu max limit to request ratio per Container is 8, but provided ratio is 10.000000"],
             ),
         ] {
-            assert_eq!(check_pod(&pod, &range(limit)), errors);
+            assert_eq!(check_pod(&pod, &range(&limit)), errors);
         }
     }
 }

@@ -53,7 +53,7 @@ impl Plugin for ServiceAccount {
     async fn validate(&self, server: &Arc<Server>, request: &AdmissionRequest<'_>) -> Result<()> {
         let debugs = request.is_any("", "pods") && request.subresource == "ephemeralcontainers";
         let creates = request.creates("", "pods");
-        if !creates && !(debugs && request.operation == Operation::Update) {
+        if !(creates || debugs && request.operation == Operation::Update) {
             return Ok(());
         }
         if request.object.annotation(MIRROR).is_some() {

@@ -43,7 +43,7 @@ impl SubresourceHandler for TokenRequest {
             body.set(&["spec", "expirationSeconds"], max);
         }
         let claims = claims(cx, &account, &body)?;
-        let signed = tokens.sign(&claims).ok_or_else(|| Status::path_not_found())?;
+        let signed = tokens.sign(&claims).ok_or_else(Status::path_not_found)?;
         let token = signed.map_err(|error| Status::internal(format!("failed to generate token: {error}")))?;
         let expires = cx.now.as_second() + body.i64_at(&["spec", "expirationSeconds"]).unwrap_or(DEFAULT);
         body.set(&["status"], json!({"token": token, "expirationTimestamp": seconds_text(expires)}));

@@ -34,6 +34,7 @@ fn leases(config: &Config) -> String {
     format!("{}/masterleases/", config.etcd_prefix)
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn stored(error: StoreError) -> Status {
     Status::internal(apimachinery::process::error_chain(&error))
 }

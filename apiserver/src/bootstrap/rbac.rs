@@ -115,15 +115,15 @@ fn add_subjects(binding: &mut Value, wanted: &Value) {
 mod tests {
     use super::*;
 
-    fn role(rules: Value) -> Value {
+    fn role(rules: &Value) -> Value {
         json!({"kind": "ClusterRole", "metadata": {"name": "r"}, "rules": rules})
     }
 
     #[test]
     fn missing_rules_are_added_and_extra_ones_stay() {
         let rule = |verb: &str, resource: &str| json!({"verbs": [verb], "apiGroups": [""], "resources": [resource]});
-        let wanted = role(json!([rule("get", "pods"), rule("list", "nodes")]));
-        let found = role(json!([rule("get", "pods"), rule("get", "secrets")]));
+        let wanted = role(&json!([rule("get", "pods"), rule("list", "nodes")]));
+        let found = role(&json!([rule("get", "pods"), rule("get", "secrets")]));
         let merged = merge(&found, &wanted).unwrap();
         assert_eq!(merged["rules"], json!([rule("get", "pods"), rule("get", "secrets"), rule("list", "nodes")]));
         assert_eq!(merge(&merged, &wanted), None);
@@ -131,9 +131,9 @@ mod tests {
 
     #[test]
     fn protected_roles_stay() {
-        let mut found = role(json!([]));
+        let mut found = role(&json!([]));
         found.set(&["metadata", "annotations", AUTOUPDATE], "false");
-        assert_eq!(merge(&found, &role(json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]))), None);
+        assert_eq!(merge(&found, &role(&json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]))), None);
     }
 
     #[test]

@@ -16,8 +16,11 @@ use crate::bootstrap;
 use crate::registry::{Registry, Resource};
 use crate::server::Server;
 
+/// A group, its priority, and the priorities of its versions.
+type GroupPriority = (&'static str, u32, &'static [(&'static str, u32)]);
+
 /// Upstream's order of groups (greater first) and of versions within a group. Groups of custom resources are not in it.
-const PRIORITIES: &[(&str, u32, &[(&str, u32)])] = &[
+const PRIORITIES: &[GroupPriority] = &[
     ("", 18000, &[("v1", 1)]),
     ("apps", 17800, &[("v1", 15)]),
     ("events.k8s.io", 17750, &[("v1", 15)]),

@@ -80,7 +80,7 @@ pub async fn answer(server: &Server, info: &RequestInfo) -> Option<Response> {
     }
     let asked = CHECKS.iter().filter(|check| endpoint == "readyz" || !check.ready_only);
     if let Some(name) = single {
-        let Some(check) = asked.clone().find(|check| check.name == name) else { return None };
+        let check = asked.clone().find(|check| check.name == name)?;
         return Some(match check.run(server).await {
             Ok(()) => text(StatusCode::OK, "ok".into()),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {error}\n")),

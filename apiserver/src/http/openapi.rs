@@ -78,12 +78,11 @@ fn descriptions(_: Option<&GroupVersion>) -> Describe {
 
 fn accepts(headers: &HeaderMap, kinds: &[&str]) -> bool {
     let lines = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let first =
+    let mut kinds_asked =
         lines.flat_map(|line| line.split(',')).map(|accept| accept.split(';').next().unwrap_or_default().trim());
     // The first that we have counts; JSON is always had.
-    first
-        .filter(|kind| kinds.contains(kind) || matches!(*kind, JSON | "*/*" | "application/*"))
-        .next()
+    kinds_asked
+        .find(|kind| kinds.contains(kind) || matches!(*kind, JSON | "*/*" | "application/*"))
         .is_some_and(|kind| kinds.contains(&kind))
 }
 

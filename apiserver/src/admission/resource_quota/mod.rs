@@ -157,9 +157,10 @@ mod tests {
 
     use super::*;
 
-    fn charge_pod(quota: Value, mut pod: Value) -> Result<Option<Resources>> {
+    fn charge_pod(quota: &Value, pod: &Value) -> Result<Option<Resources>> {
         let (gvk, user) = (GroupVersionKind::new("", "v1", "Pod"), UserInfo::default());
         let gvr = GroupVersionResource::new("", "v1", "pods");
+        let mut pod = pod.clone();
         let request = AdmissionRequest {
             gvk: &gvk,
             gvr: &gvr,
@@ -173,36 +174,31 @@ mod tests {
             dry_run: false,
             options: &Value::Null,
         };
-        charge(&request, &quota)
+        charge(&request, quota)
     }
 
-    fn quota(hard: Value, used: Value) -> Value {
-        json!({"metadata": {"name": "q"}, "spec": {"hard": hard.clone()}, "status": {"hard": hard, "used": used}})
+    fn quota(hard: &Value, used: &Value) -> Value {
+        json!({"metadata": {"name": "q"}, "spec": {"hard": hard}, "status": {"hard": hard, "used": used}})
     }
 
     #[test]
     fn pods_are_charged() {
         let pod = json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "500m"}}}]}});
-        let full = quota(json!({"pods": "2", "requests.cpu": "1"}), json!({"pods": "1", "requests.cpu": "600m"}));
+        let full = quota(&json!({"pods": "2", "requests.cpu": "1"}), &json!({"pods": "1", "requests.cpu": "600m"}));
         assert_eq!(
-            charge_pod(full, pod.clone()).unwrap_err().message,
+            charge_pod(&full, &pod).unwrap_err().message,
             r#"pods "p" is forbidden: exceeded quota: q, requested: requests.cpu=500m, used: requests.cpu=600m, limited: requests.cpu=1"#
         );
-        let roomy = quota(json!({"pods": "2"}), json!({"pods": "1"}));
-        assert_eq!(charge_pod(roomy, pod.clone()).unwrap().unwrap()["pods"].to_string(), "2");
-        let memory = quota(json!({"limits.memory": "1Gi"}), json!({"limits.memory": "0"}));
+        let roomy = quota(&json!({"pods": "2"}), &json!({"pods": "1"}));
+        assert_eq!(charge_pod(&roomy, &pod).unwrap().unwrap()["pods"].to_string(), "2");
+        let memory = quota(&json!({"limits.memory": "1Gi"}), &json!({"limits.memory": "0"}));
         assert_eq!(
-            charge_pod(memory, pod.clone()).unwrap_err().message,
+            charge_pod(&memory, &pod).unwrap_err().message,
             r#"pods "p" is forbidden: failed quota: q: must specify limits.memory for: c"#
         );
-        let fresh = quota(json!({"pods": "2"}), json!({}));
-        assert!(
-            charge_pod(fresh, pod.clone())
-                .unwrap_err()
-                .message
-                .contains("status unknown for quota: q, resources: pods")
-        );
-        let services = quota(json!({"services": "2"}), json!({"services": "0"}));
-        assert!(charge_pod(services, pod).unwrap().is_none());
+        let fresh = quota(&json!({"pods": "2"}), &json!({}));
+        assert!(charge_pod(&fresh, &pod).unwrap_err().message.contains("status unknown for quota: q, resources: pods"));
+        let services = quota(&json!({"services": "2"}), &json!({"services": "0"}));
+        assert!(charge_pod(&services, &pod).unwrap().is_none());
     }
 }
