@@ -1,6 +1,7 @@
 //! `ketch`: the developers' and operators' tool behind the scripts in `hack/`. It brings a whole cluster up on one
 //! machine — every node a set of namespaces — and takes it down again; the components themselves know nothing of it.
 
+mod bench;
 mod cluster;
 mod images;
 mod kubectl;
@@ -34,6 +35,9 @@ enum Command {
     Unit(UnitArgs),
     /// Fetch the stock kubectl of a version and print its path.
     Kubectl { version: String },
+    /// Measure memory, CPU and latency of a cluster, or of this project beside upstream.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     #[command(hide = true)]
     NodeInit { data_dir: PathBuf, node: String },
     #[command(hide = true)]
@@ -112,6 +116,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             print!("{answer}");
         }
         Command::Kubectl { version } => println!("{}", kubectl::fetch(&version)?.display()),
+        Command::Bench(command) => bench::run(command)?,
         Command::NodeInit { data_dir, node } => cluster::node_init::main(&Plan::load(&data_dir)?, &node)?,
         Command::Forward { netns, listen, target } => cluster::forward::main(&netns, listen, target)?,
         Command::DnsQuery { server, name } => cluster::dns_query::main(server, &name)?,

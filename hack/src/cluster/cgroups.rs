@@ -89,9 +89,18 @@ pub fn join_script(cluster: &str, node: &str) -> String {
 
 /// Every process in the cluster's cgroups, as pids of the host.
 pub fn processes(cluster: &str) -> Vec<i32> {
+    processes_below(|root| root.join("ketch").join(cluster))
+}
+
+/// Every process in one node's cgroups, those of its pods too, as pids of the host.
+pub fn node_processes(cluster: &str, node: &str) -> Vec<i32> {
+    processes_below(|root| group(root, cluster, node))
+}
+
+fn processes_below(top: impl Fn(&Path) -> PathBuf) -> Vec<i32> {
     let mut pids = Vec::new();
     for root in roots() {
-        for dir in tree(&root.join("ketch").join(cluster)) {
+        for dir in tree(&top(&root)) {
             let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
             pids.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0));
         }

@@ -4,7 +4,7 @@
 //! The host's own network, firewall, containerd and files stay untouched; all that a cluster makes carries its name,
 //! so that it can be recognised and removed even when the process that made it is gone.
 
-mod cgroups;
+pub mod cgroups;
 pub mod dns_query;
 pub mod down;
 mod fabric;

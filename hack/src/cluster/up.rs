@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, Client, Discovery, ResourceExt};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::plan::{CLUSTER_DOMAIN, ClusterOptions, DNS_SERVICE_IP, MASTER, Plan};
 use super::supervisor::{self, Action};
@@ -24,7 +24,29 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 const LOG_LINES: usize = 15;
 
+const TIMES_FILE: &str = "up-times.json";
+
 const DNS_MANIFEST: &str = include_str!("../../manifests/dns.yaml");
+
+/// How long a cluster took to come up, from the start of `up`, with all programs built.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Times {
+    pub nodes_ready: Duration,
+    pub dns_answers: Duration,
+}
+
+impl Times {
+    /// What the cluster's last `up` has recorded, if it came to its end.
+    pub fn load(plan: &Plan) -> Option<Self> {
+        serde_json::from_slice(&fs::read(plan.data_dir.join(TIMES_FILE)).ok()?).ok()
+    }
+
+    fn save(self, plan: &Plan) -> Result<()> {
+        let text = serde_json::to_vec(&self).context("cannot encode the times")?;
+        fs::write(plan.data_dir.join(TIMES_FILE), text).context("cannot record how long it took")
+    }
+}
 
 pub fn up(options: &ClusterOptions) -> Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "namespaces and mounts need root: run it with sudo");
@@ -75,10 +97,10 @@ fn bring_up(plan: &Plan, progress: &Progress) -> Result<()> {
 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(wait_until_usable(plan, progress))
+    runtime.block_on(wait_until_usable(plan, progress))?.save(plan)
 }
 
-async fn wait_until_usable(plan: &Plan, progress: &Progress) -> Result<()> {
+async fn wait_until_usable(plan: &Plan, progress: &Progress) -> Result<Times> {
     progress.step("waiting for the API server");
     let client = apimachinery::process::client_from_kubeconfig(&plan.kubeconfig(), "ketch").await?;
     let text = poll(API_LIMIT, "kube-apiserver is not ready", async || {
@@ -95,6 +117,7 @@ async fn wait_until_usable(plan: &Plan, progress: &Progress) -> Result<()> {
     progress.step("waiting for the nodes");
     let nodes: Api<ApiNode> = Api::all(client.clone());
     poll(READY_LIMIT, "not all nodes become Ready", async || all_ready(&nodes, plan.nodes().len()).await).await?;
+    let nodes_ready = progress.elapsed();
     let role = serde_json::json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
     nodes.patch(MASTER, &PatchParams::default(), &Patch::Merge(role)).await.context("cannot label the master")?;
     progress.done("all nodes Ready");
@@ -102,7 +125,7 @@ async fn wait_until_usable(plan: &Plan, progress: &Progress) -> Result<()> {
     progress.step("waiting for DNS");
     poll(READY_LIMIT, "DNS does not answer", async || ask_dns(plan)).await?;
     progress.done("DNS answers");
-    Ok(())
+    Ok(Times { nodes_ready, dns_answers: progress.elapsed() })
 }
 
 /// Repeats `probe` until it succeeds; the last error is kept for the report.
