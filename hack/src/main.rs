@@ -3,6 +3,7 @@
 
 mod bench;
 mod cluster;
+mod conformance_report;
 mod images;
 mod kubectl;
 mod progress;
@@ -38,6 +39,16 @@ enum Command {
     /// Measure memory, CPU and latency of a cluster, or of this project beside upstream.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Make the images that upstream's conformance suite uses; hack/conformance calls this.
+    ConformanceImages {
+        /// The directory that hack/upstream/build has filled.
+        #[arg(long)]
+        programs: PathBuf,
+        #[arg(long)]
+        output: PathBuf,
+    },
+    /// Sum up the reports of a conformance run; hack/conformance calls this.
+    ConformanceReport { directory: PathBuf },
     #[command(hide = true)]
     NodeInit { data_dir: PathBuf, node: String },
     #[command(hide = true)]
@@ -117,6 +128,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Kubectl { version } => println!("{}", kubectl::fetch(&version)?.display()),
         Command::Bench(command) => bench::run(command)?,
+        Command::ConformanceImages { programs, output } => images::conformance::build(&programs, &output)?,
+        Command::ConformanceReport { directory } => {
+            return Ok(if conformance_report::report(&directory)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::NodeInit { data_dir, node } => cluster::node_init::main(&Plan::load(&data_dir)?, &node)?,
         Command::Forward { netns, listen, target } => cluster::forward::main(&netns, listen, target)?,
         Command::DnsQuery { server, name } => cluster::dns_query::main(server, &name)?,

@@ -23,7 +23,7 @@ fn web(ns: &Namespace<'_>, service_type: &str) {
 }
 
 fn fetch_from_pod(ns: &Namespace<'_>, pod: &str, url: &str) -> Result<String, String> {
-    ns.sh(pod, &format!("wget -q -T 5 -O - {url}"))
+    ns.sh(pod, &format!("timeout 5 wget -q -O - {url}"))
 }
 
 fn fetch_from_node(cluster: &Cluster, node: &str, url: &str) -> Result<String, String> {
@@ -88,7 +88,7 @@ fn names_resolve_in_pods() {
     let cluster = Cluster::from_env();
     let ns = cluster.namespace("dns");
     web(&ns, "ClusterIP");
-    for name in ["kubernetes.default.svc.cluster.local", "web", &format!("web.{}", ns.name)] {
+    for name in ["kubernetes.default.svc.cluster.local", "web", &format!("web.{}.svc.cluster.local", ns.name)] {
         // busybox asks for every name of the search path and fails when one of them does not exist.
         let script = format!("nslookup {name} | grep '^Address: 10\\.96\\.'");
         poll(&format!("{name} resolves"), LIMIT, || ns.sh("web-node1", &script));

@@ -1,6 +1,7 @@
 //! The images that a cluster starts with, built here because no registry is assumed to be reachable: pause (holds a
 //! pod's namespaces), demo (a shell and a web server for the tutorial) and cluster-dns.
 
+pub mod conformance;
 pub mod oci;
 
 use std::fs;
@@ -61,10 +62,15 @@ pub fn build(plan: &Plan) -> Result<()> {
     oci::write_archive(&archive, &images)
 }
 
-fn pause_layer(dir: &Path) -> Result<Layer> {
-    let source = dir.join("pause.c");
-    let program = dir.join("pause");
-    fs::write(&source, PAUSE_SOURCE).context("cannot write pause.c")?;
+fn pause_layer(scratch: &Path) -> Result<Layer> {
+    Ok(Layer::new(vec![Entry::file("pause", compile(scratch, "pause", PAUSE_SOURCE)?, 0o755)]))
+}
+
+/// Compiles a C program that needs nothing at run time.
+fn compile(scratch: &Path, name: &str, code: &str) -> Result<Vec<u8>> {
+    let source = scratch.join(format!("{name}.c"));
+    let program = scratch.join(name);
+    fs::write(&source, code).with_context(|| format!("cannot write {}", source.display()))?;
     let output = Command::new("cc")
         .args(["-Os", "-static", "-s", "-o"])
         .arg(&program)
@@ -72,9 +78,35 @@ fn pause_layer(dir: &Path) -> Result<Layer> {
         .output()
         .context("cannot run cc (apt-get install gcc libc6-dev)")?;
     if !output.status.success() {
-        bail!("cannot compile pause: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("cannot compile {name}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(Layer::new(vec![Entry::file("pause", fs::read(&program).context("cannot read pause")?, 0o755)]))
+    read(&program)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The shared libraries that a program needs, by their paths on this machine; none for a static one.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
+}
+
+/// busybox with a link for each of its programs but those left out.
+fn busybox_entries(busybox: &Path, without: &[&str]) -> Result<Vec<Entry>> {
+    let list = Command::new(busybox)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("cannot run {} --list", busybox.display()))?;
+    let mut entries = vec![Entry::file("bin/busybox", read(busybox)?, 0o755)];
+    for applet in
+        String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox" && !without.contains(name))
+    {
+        entries.push(Entry::link(&format!("bin/{applet}"), "busybox"));
+    }
+    Ok(entries)
 }
 
 /// A static busybox with a link for each of its programs.
@@ -84,7 +116,6 @@ fn shell_layer() -> Result<Layer> {
         .map(Path::new)
         .find(|path| path.exists())
         .context("busybox is missing (apt-get install busybox-static)")?;
-    let list = Command::new(path).arg("--list").output().context("cannot run busybox --list")?;
     let mut entries = vec![
         Entry::dir("bin", 0o755),
         Entry::dir("etc", 0o755),
@@ -92,7 +123,6 @@ fn shell_layer() -> Result<Layer> {
         Entry::dir("tmp", 0o1777),
         Entry::dir("var", 0o755),
         Entry::dir("usr", 0o755),
-        Entry::file("bin/busybox", fs::read(path).context("cannot read busybox")?, 0o755),
         Entry::file(
             "etc/passwd",
             b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n".to_vec(),
@@ -100,9 +130,7 @@ fn shell_layer() -> Result<Layer> {
         ),
         Entry::file("etc/group", b"root:x:0:\nnogroup:x:65534:\n".to_vec(), 0o644),
     ];
-    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
-        entries.push(Entry::link(&format!("bin/{applet}"), "busybox"));
-    }
+    entries.extend(busybox_entries(path, &[])?);
     Ok(Layer::new(entries))
 }
 
@@ -115,13 +143,10 @@ fn demo_layer() -> Layer {
 /// A program at the image's root with the shared libraries that it needs.
 fn program_layer(program: &Path) -> Result<Layer> {
     let name = program.file_name().and_then(|n| n.to_str()).context("the program has no name")?;
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut entries =
         vec![Entry::dir("etc", 0o755), Entry::dir("tmp", 0o1777), Entry::file(name, read(program)?, 0o755)];
-    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
-    let libraries = String::from_utf8_lossy(&output.stdout);
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        entries.push(Entry::file(&library[1..], read(Path::new(library))?, 0o755));
+    for library in libraries(program)? {
+        entries.push(Entry::file(&library[1..], read(Path::new(&library))?, 0o755));
     }
     Ok(Layer::new(entries))
 }

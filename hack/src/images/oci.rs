@@ -1,7 +1,7 @@
 //! Writes container images as an OCI archive, which containerd imports. Only what the project's own images need:
 //! one platform, gzip layers, no base images from outside. Equal input gives equal bytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -52,6 +52,10 @@ impl Entry {
         Self { path: path.into(), mode, content: Content::Dir }
     }
 
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     pub fn link(path: &str, target: &str) -> Self {
         Self { path: path.into(), mode: 0o777, content: Content::Link(target.into()) }
     }
@@ -93,30 +97,17 @@ impl Layer {
     }
 }
 
-/// An archive under construction: each blob is written once.
-struct Archive {
-    tar: tar::Builder<File>,
-    blobs: BTreeSet<String>,
-}
+/// Where blobs go while an image is put together. Storing one answers its descriptor.
+trait BlobStore {
+    fn put(&mut self, digest: &str, bytes: &[u8]) -> Result<()>;
 
-impl Archive {
-    fn file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_mtime(0);
-        header.set_size(bytes.len() as u64);
-        self.tar.append_data(&mut header, path, bytes).with_context(|| format!("cannot write {path}"))
-    }
-
-    /// Stores a blob and answers its descriptor.
     fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Result<Value> {
         let digest = sha256(bytes);
-        if self.blobs.insert(digest.clone()) {
-            self.file(&format!("blobs/sha256/{digest}"), bytes)?;
-        }
+        self.put(&digest, bytes)?;
         Ok(json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()}))
     }
 
+    /// Stores an image's layers, configuration and manifest; answers the manifest's descriptor.
     fn image(&mut self, image: &Image<'_>) -> Result<Value> {
         let mut layers = Vec::new();
         let mut diff_ids = Vec::new();
@@ -128,28 +119,83 @@ impl Archive {
             let bytes = gzip.finish().context("cannot compress a layer")?;
             layers.push(self.blob(&format!("{MEDIA}.layer.v1.tar+gzip"), &bytes)?);
         }
-        let mut config = json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]});
-        for (key, value) in [("Entrypoint", &image.entrypoint), ("Cmd", &image.command)] {
-            if !value.is_empty() {
-                config[key] = json!(value);
-            }
-        }
-        if !image.user.is_empty() {
-            config["User"] = json!(image.user);
-        }
-        let config = json!({
-            "architecture": architecture(),
-            "os": "linux",
-            "config": config,
-            "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        });
-        let config = self.blob(&format!("{MEDIA}.config.v1+json"), config.to_string().as_bytes())?;
+        let config =
+            self.blob(&format!("{MEDIA}.config.v1+json"), configuration(image, &diff_ids).to_string().as_bytes())?;
         let manifest_type = format!("{MEDIA}.manifest.v1+json");
         let manifest = json!({"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": layers});
         let mut descriptor = self.blob(&manifest_type, manifest.to_string().as_bytes())?;
-        descriptor["annotations"] = json!({"io.containerd.image.name": image.reference});
         descriptor["platform"] = json!({"architecture": architecture(), "os": "linux"});
         Ok(descriptor)
+    }
+}
+
+/// What a container of the image runs with.
+fn configuration(image: &Image<'_>, diff_ids: &[String]) -> Value {
+    let mut config = json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]});
+    for (key, value) in [("Entrypoint", &image.entrypoint), ("Cmd", &image.command)] {
+        if !value.is_empty() {
+            config[key] = json!(value);
+        }
+    }
+    if !image.user.is_empty() {
+        config["User"] = json!(image.user);
+    }
+    json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+}
+
+/// An archive under construction: each blob is written once.
+struct Archive {
+    tar: tar::Builder<File>,
+    blobs: BTreeSet<String>,
+}
+
+impl BlobStore for Archive {
+    fn put(&mut self, digest: &str, bytes: &[u8]) -> Result<()> {
+        if self.blobs.insert(digest.to_owned()) {
+            self.file(&format!("blobs/sha256/{digest}"), bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// An image's parts as a registry serves them.
+pub struct Served {
+    /// Layers and configuration by digest, with the `sha256:` before it.
+    pub blobs: BTreeMap<String, Vec<u8>>,
+    pub manifest: (String, Vec<u8>),
+    pub index: (String, Vec<u8>),
+}
+
+impl BlobStore for BTreeMap<String, Vec<u8>> {
+    fn put(&mut self, digest: &str, bytes: &[u8]) -> Result<()> {
+        self.insert(format!("sha256:{digest}"), bytes.to_vec());
+        Ok(())
+    }
+}
+
+/// Puts an image together in memory.
+pub fn blobs(image: &Image<'_>) -> Result<Served> {
+    let mut blobs = BTreeMap::new();
+    let descriptor = blobs.image(image)?;
+    let digest = descriptor["digest"].as_str().context("the manifest has no digest")?.to_owned();
+    let manifest = blobs.remove(&digest).context("the manifest was not stored")?;
+    let index = json!({"schemaVersion": 2, "mediaType": format!("{MEDIA}.index.v1+json"), "manifests": [descriptor]});
+    let index = index.to_string().into_bytes();
+    Ok(Served { blobs, manifest: (digest, manifest), index: (format!("sha256:{}", sha256(&index)), index) })
+}
+
+impl Archive {
+    fn file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_size(bytes.len() as u64);
+        self.tar.append_data(&mut header, path, bytes).with_context(|| format!("cannot write {path}"))
     }
 }
 
@@ -160,7 +206,9 @@ pub fn write_archive(path: &Path, images: &[Image<'_>]) -> Result<()> {
     archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let mut manifests = Vec::new();
     for image in images {
-        manifests.push(archive.image(image).with_context(|| format!("cannot build {}", image.reference))?);
+        let mut descriptor = archive.image(image).with_context(|| format!("cannot build {}", image.reference))?;
+        descriptor["annotations"] = json!({"io.containerd.image.name": image.reference});
+        manifests.push(descriptor);
     }
     let index = json!({"schemaVersion": 2, "manifests": manifests});
     archive.file("index.json", index.to_string().as_bytes())?;
