@@ -43,7 +43,8 @@ pub struct Usage {
     pub node: String,
     pub program: String,
     pub processes: usize,
-    /// Proportional set size at the interval's end, in MiB: shared pages count by share.
+    /// Proportional set size at the interval's end, in MiB. Pages that processes share count by share, so that a program
+    /// that runs on every node of this machine shows less than on a machine of its own: between this and `rss`.
     pub pss: f64,
     /// Resident set size at the interval's end, in MiB: shared pages count in every process.
     pub rss: f64,

@@ -43,20 +43,20 @@ enum Unit {
 
 /// One cluster's figures, and below them every program on every node.
 pub fn single(measured: &Measurements) -> String {
-    let rows = figures(measured).into_iter().map(|f| vec![f.name, show(f.value, f.unit)]).collect();
+    let rows: Vec<_> = figures(measured).into_iter().map(|f| vec![f.name, show(f.value, f.unit)]).collect();
     let header = ["figure".to_owned(), "value".to_owned()];
-    format!("{}\n{}\n{}", table(&header, rows), processes(measured), footer(&measured.conditions))
+    format!("{}\n{}\n{}", table(&header, &rows), processes(measured), footer(&measured.conditions))
 }
 
 /// Two clusters' figures beside each other with their ratios; the details of each below.
 pub fn comparison(ours: (&str, &Measurements), theirs: (&str, &Measurements)) -> String {
-    let rows = figures(ours.1)
+    let rows: Vec<_> = figures(ours.1)
         .into_iter()
         .zip(figures(theirs.1))
         .map(|(a, b)| vec![a.name, show(a.value, a.unit), show(b.value, b.unit), ratio(a.value, b.value)])
         .collect();
     let header = ["figure".to_owned(), ours.0.to_owned(), theirs.0.to_owned(), format!("{} ÷ {}", theirs.0, ours.0)];
-    let mut text = table(&header, rows);
+    let mut text = table(&header, &rows);
     for (name, measured) in [ours, theirs] {
         text += &format!("\nPrograms of {name}, idle:\n\n{}\n{}", processes(measured), footer(&measured.conditions));
     }
@@ -162,7 +162,7 @@ fn processes(measured: &Measurements) -> String {
             show(Some(u.millicores), Unit::Millicores),
         ]
     });
-    table(&header, rows.collect())
+    table(&header, &rows.collect::<Vec<_>>())
 }
 
 fn footer(conditions: &Conditions) -> String {
@@ -175,7 +175,7 @@ fn footer(conditions: &Conditions) -> String {
 }
 
 /// A Markdown table; every column but the leading ones with names is aligned to the right.
-fn table(header: &[String], rows: Vec<Vec<String>>) -> String {
+fn table(header: &[String], rows: &[Vec<String>]) -> String {
     let numeric = |column: usize| rows.iter().all(|r| r[column].starts_with(|c: char| c.is_ascii_digit() || c == '–'));
     let right: Vec<bool> = (0..header.len()).map(|column| column > 0 && numeric(column)).collect();
     let width = |column: usize| {
@@ -241,7 +241,7 @@ mod tests {
         let rows = vec![vec!["a".to_owned(), "10.0 m".to_owned()], vec!["long name".to_owned(), "–".to_owned()]];
         let expected =
             "| figure    |  value |\n| --------- | -----: |\n| a         | 10.0 m |\n| long name |      – |\n";
-        assert_eq!(table(&["figure".to_owned(), "value".to_owned()], rows), expected);
+        assert_eq!(table(&["figure".to_owned(), "value".to_owned()], &rows), expected);
     }
 
     #[test]
