@@ -57,7 +57,7 @@ impl Server {
     pub fn start(config: Config, store: Arc<dyn Store>, shutdown: CancellationToken) -> Result<Arc<Self>, StartError> {
         let caches = Arc::new(Caches::default());
         let enabled =
-            |api: &apimachinery::schema::ApiResource| is_enabled(&config.runtime_config, &api.group, &api.version);
+            |api: &apimachinery::schema::ApiResource| is_enabled(&config.runtime_config, api.group, api.version);
         let registry = Registry::builtin(&caches, &config.etcd_prefix, enabled);
         let freshness = Freshness::start(store.clone(), config.etcd_prefix.clone(), caches.clone(), shutdown.clone());
         tokio::spawn(feed::run(store.clone(), config.etcd_prefix.clone(), caches.clone(), shutdown.clone()));

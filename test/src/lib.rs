@@ -224,7 +224,7 @@ pub fn check(holds: bool, seen: impl FnOnce() -> String) -> Result<(), String> {
 }
 
 fn run(command: &mut Command) -> Result<String, String> {
-    outcome(command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?)
+    outcome(&command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?)
 }
 
 fn run_with_input(command: &mut Command, input: &str) -> Result<String, String> {
@@ -237,10 +237,10 @@ fn run_with_input(command: &mut Command, input: &str) -> Result<String, String> 
     let mut stdin = child.stdin.take().expect("standard input was asked for");
     stdin.write_all(input.as_bytes()).map_err(|error| error.to_string())?;
     drop(stdin);
-    outcome(child.wait_with_output().map_err(|error| error.to_string())?)
+    outcome(&child.wait_with_output().map_err(|error| error.to_string())?)
 }
 
-fn outcome(output: Output) -> Result<String, String> {
+fn outcome(output: &Output) -> Result<String, String> {
     let printed = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
     if output.status.success() {
         Ok(printed(&output.stdout))

@@ -22,13 +22,16 @@ pub struct Stored {
     message: OnceLock<Option<Bytes>>,
 }
 
+/// Labels in the object's order, as compact as they can be kept.
+pub type Labels = Box<[(Box<str>, Box<str>)]>;
+
 /// What selection, the garbage collector's graph and the indexes need, read once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extracted {
     pub name: Box<str>,
     pub namespace: Box<str>,
     pub uid: Box<str>,
-    pub labels: Box<[(Box<str>, Box<str>)]>,
+    pub labels: Labels,
     /// Uids of the owner references.
     pub owners: Box<[Box<str>]>,
     /// `metadata.deletionTimestamp` is set.
@@ -213,7 +216,7 @@ impl Extracted {
     }
 }
 
-fn labels(text: &[u8]) -> Result<Box<[(Box<str>, Box<str>)]>, ScanError> {
+fn labels(text: &[u8]) -> Result<Labels, ScanError> {
     scan::members(text)?
         .map(|member| {
             let member = member?;

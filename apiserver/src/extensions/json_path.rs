@@ -49,7 +49,10 @@ impl Step {
                 let is_it = |item: &&Value| {
                     path.iter().try_fold(*item, |value, key| value.get(key)).is_some_and(|value| match value {
                         Value::String(found) => found == text,
-                        other => other.to_string() == *text,
+                        other => {
+                            let shown = other.to_string();
+                            shown == *text
+                        }
                     })
                 };
                 value.as_array().into_iter().flatten().filter(is_it).collect()

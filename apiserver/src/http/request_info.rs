@@ -62,12 +62,10 @@ impl RequestInfo {
         if matches!(parts[0].as_str(), "watch" | "proxy") && parts.len() > 1 {
             info.verb = parts.remove(0);
         }
-        if parts[0] == "namespaces" {
-            if parts.len() > 1 {
-                info.namespace = parts[1].clone();
-                if parts.len() > 2 && !NAMESPACE_SUBRESOURCES.contains(&parts[2].as_str()) {
-                    parts.drain(..2);
-                }
+        if parts[0] == "namespaces" && parts.len() > 1 {
+            info.namespace = parts[1].clone();
+            if parts.len() > 2 && !NAMESPACE_SUBRESOURCES.contains(&parts[2].as_str()) {
+                parts.drain(..2);
             }
         }
         info.resource = parts[0].clone();

@@ -85,7 +85,7 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
 
 fn check_verb(info: &RequestInfo, served: &Served, subresource: Option<&ServedSubresource>) -> Result<()> {
     let verbs = subresource.map_or(&served.verbs, |sub| &sub.verbs);
-    let known = verbs.iter().any(|verb| *verb == info.verb);
+    let known = verbs.contains(&info.verb);
     // Reading one object by a field selector is a list of it.
     if known || (info.verb == "list" && verbs.iter().any(|verb| verb == "list")) {
         return Ok(());

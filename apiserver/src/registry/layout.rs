@@ -38,7 +38,7 @@ pub fn storage_kind(apis: &[&ApiResource]) -> GroupVersionKind {
     if let Some((_, _, group, version)) = STORAGE.iter().find(|(g, r, ..)| *g == first.group && *r == first.resource) {
         return GroupVersionKind::new(*group, *version, first.kind.to_string());
     }
-    let newest = apis.iter().max_by_key(|api| stability(&api.version)).unwrap_or(&first);
+    let newest = apis.iter().max_by_key(|api| stability(api.version)).unwrap_or(&first);
     GroupVersionKind::new(newest.group.to_string(), newest.version.to_string(), newest.kind.to_string())
 }
 

@@ -340,6 +340,7 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// From the version of the storage to `version`.
+    #[allow(clippy::wrong_self_convention, reason = "the opposite of to_storage, of the object, not of self")]
     fn from_storage(&self, _version: &str, obj: Value) -> Value {
         obj
     }
