@@ -157,7 +157,7 @@ fn fits_cluster(spec: &Value, cluster: &[&str], errors: &mut Vec<FieldError>) {
 mod tests {
     use super::*;
 
-    fn completed(spec: Value, cluster: &[&'static str]) -> (Value, Vec<String>) {
+    fn completed(spec: &Value, cluster: &[&'static str]) -> (Value, Vec<String>) {
         let mut service = json!({"metadata": {"name": "s"}, "spec": spec});
         let errors = complete(&mut service, None, cluster).iter().map(ToString::to_string).collect();
         (json!([service["spec"]["ipFamilyPolicy"], service["spec"]["ipFamilies"]]), errors)
@@ -196,20 +196,20 @@ mod tests {
             ),
         ];
         for (spec, cluster, expected) in cases {
-            assert_eq!(completed(spec.clone(), cluster), (expected, vec![]), "{spec}");
+            assert_eq!(completed(&spec, cluster), (expected, vec![]), "{spec}");
         }
     }
 
     #[test]
     fn what_the_cluster_does_not_have_is_refused() {
-        let (_, errors) = completed(json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"}), &[V4]);
+        let (_, errors) = completed(&json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"}), &[V4]);
         assert_eq!(
             errors,
             [
                 r#"spec.ipFamilyPolicy: Invalid value: "RequireDualStack": this cluster is not configured for dual-stack services"#
             ]
         );
-        let (_, errors) = completed(json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]}), &[V4]);
+        let (_, errors) = completed(&json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]}), &[V4]);
         assert_eq!(errors, [r#"spec.ipFamilies[0]: Invalid value: "IPv6": not configured on this cluster"#]);
     }
 }

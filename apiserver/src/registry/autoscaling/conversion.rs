@@ -47,19 +47,19 @@ pub fn to_v1(mut obj: Value) -> Value {
         let percent = utilization(&metrics.remove(index), "target");
         obj.set(&["spec", "targetCPUUtilizationPercentage"], percent);
     }
-    annotate(&mut obj, METRICS, metrics.into());
+    annotate(&mut obj, METRICS, &metrics.into());
     let mut current = take(&mut obj, &["status", "currentMetrics"]).and_then(list).unwrap_or_default();
     if let Some(index) = current.iter().position(|m| is_cpu(m) && !utilization(m, "current").is_null()) {
         let percent = utilization(&current.remove(index), "current");
         obj.set(&["status", "currentCPUUtilizationPercentage"], percent);
     }
-    annotate(&mut obj, CURRENT_METRICS, current.into());
+    annotate(&mut obj, CURRENT_METRICS, &current.into());
     if obj["status"].is_object() {
         obj.set_default(&["status", "currentReplicas"], 0);
     }
     for (path, annotation) in [(["spec", "behavior"], BEHAVIOR), (["status", "conditions"], CONDITIONS)] {
         if let Some(value) = take(&mut obj, &path) {
-            annotate(&mut obj, annotation, value);
+            annotate(&mut obj, annotation, &value);
         }
     }
     obj
@@ -91,8 +91,8 @@ fn take_annotation(obj: &mut Value, name: &str) -> Option<Value> {
     Some(parsed)
 }
 
-fn annotate(obj: &mut Value, name: &str, value: Value) {
-    if !super::super::common::is_nothing(&value) {
+fn annotate(obj: &mut Value, name: &str, value: &Value) {
+    if !super::super::common::is_nothing(value) {
         obj.set(&["metadata", "annotations", name], value.to_string());
     }
 }

@@ -178,8 +178,9 @@ fn keep_observed_generations(obj: &mut Value, old: &Value) {
 }
 
 impl Strategy for Internal {
+    /// Neither the binding nor the mark is a change that its user made: the generation stays.
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
-        common::count_change(obj, old, common::same(&obj["spec"], &old["spec"]));
+        keep_metadata(obj, old, &["generation"]);
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {

@@ -171,9 +171,9 @@ fn readiness_gates(pod: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn shown(pod: Value) -> (String, String, String) {
+    fn shown(pod: &Value) -> (String, String, String) {
         let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
-        let cells = row(&pod, now);
+        let cells = row(pod, now);
         let cell = |index: usize| cells[index].as_str().unwrap().to_owned();
         (cell(1), cell(2), cell(3))
     }
@@ -229,7 +229,7 @@ mod tests {
             ),
         ];
         for (pod, ready, status, restarts) in cases {
-            assert_eq!(shown(pod.clone()), (ready.into(), status.into(), restarts.into()), "{pod}");
+            assert_eq!(shown(&pod), (ready.into(), status.into(), restarts.into()), "{pod}");
         }
     }
 
@@ -237,14 +237,14 @@ mod tests {
     fn init_containers_and_sidecars_are_counted() {
         let spec = json!({"containers": [{"name": "c"}], "initContainers": [{"name": "a"}, {"name": "s", "restartPolicy": "Always"}]});
         let waiting = json!({"phase": "Pending", "initContainerStatuses": [{"name": "a", "state": {"running": {}}}]});
-        assert_eq!(shown(json!({"spec": spec, "status": waiting})), ("0/2".into(), "Init:0/2".into(), "0".into()));
+        assert_eq!(shown(&json!({"spec": spec, "status": waiting})), ("0/2".into(), "Init:0/2".into(), "0".into()));
         let failed = json!({"phase": "Pending", "initContainerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]});
-        assert_eq!(shown(json!({"spec": spec, "status": failed})).1, "Init:Error");
+        assert_eq!(shown(&json!({"spec": spec, "status": failed})).1, "Init:Error");
         let up = json!({"phase": "Running",
             "initContainerStatuses": [
                 {"name": "a", "state": {"terminated": {"exitCode": 0}}, "restartCount": 5},
                 {"name": "s", "started": true, "ready": true, "state": {"running": {}}, "restartCount": 1}],
             "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {}}}]});
-        assert_eq!(shown(json!({"spec": spec, "status": up})), ("2/2".into(), "Running".into(), "1".into()));
+        assert_eq!(shown(&json!({"spec": spec, "status": up})), ("2/2".into(), "Running".into(), "1".into()));
     }
 }

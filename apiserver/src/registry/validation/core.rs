@@ -359,10 +359,8 @@ pub fn endpoints(obj: &Value) -> Errors {
         let ports = path.field("ports");
         for (index, port) in subset.list_at(&["ports"]).iter().enumerate() {
             let path = ports.index(index);
-            if several {
-                if let Some(name) = required(port, "name", path, &mut errors) {
-                    unique(&mut seen, name, path.field("name"), &mut errors);
-                }
+            if several && let Some(name) = required(port, "name", path, &mut errors) {
+                unique(&mut seen, name, path.field("name"), &mut errors);
             }
             super::dns_label(port, "name", path, &mut errors);
             let number = port.i64_at(&["port"]).unwrap_or(0);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::container::{self, PodFacts, quantity_value, subdomain};
 use super::{
     Errors, Path, annotations, complain, dns_label, each, label_selector, labels, non_negative, one_of, one_of_at,
-    positive, required, required_one_of, security, volume,
+    positive, required_one_of, security, volume,
 };
 use crate::registry::object::ObjectExt;
 

@@ -308,7 +308,7 @@ mod tests {
     use super::*;
     use crate::registry::defaults;
 
-    fn service(spec: Value) -> Value {
+    fn service(spec: &Value) -> Value {
         let mut obj = json!({"metadata": {"name": "a"}, "spec": spec});
         defaults::service::service(&mut obj);
         obj
@@ -334,13 +334,13 @@ mod tests {
             ),
         ];
         for (spec, expected) in cases {
-            assert_eq!(texts(&create(&service(spec.clone()))), expected, "{spec}");
+            assert_eq!(texts(&create(&service(&spec))), expected, "{spec}");
         }
     }
 
     #[test]
     fn addresses_do_not_change() {
-        let at = |ip: &str| service(json!({"ports": [{"port": 80}], "clusterIP": ip, "clusterIPs": [ip]}));
+        let at = |ip: &str| service(&json!({"ports": [{"port": 80}], "clusterIP": ip, "clusterIPs": [ip]}));
         let expected = [r#"spec.clusterIPs[0]: Invalid value: ["10.0.0.2"]: may not change once set"#];
         assert_eq!(texts(&update(&at("10.0.0.2"), &at("10.0.0.1"))), expected);
     }

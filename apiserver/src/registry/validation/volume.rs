@@ -50,11 +50,9 @@ fn source(volume: &Value, path: Path<'_>, errors: &mut Errors) {
 
 fn one(kind: &str, source: &Value, path: Path<'_>, errors: &mut Errors) {
     match kind {
-        "emptyDir" => {
-            if quantity(&source["sizeLimit"]).is_some_and(|limit| limit.signum() < 0) {
-                let detail = "SizeLimit field must be a valid resource quantity";
-                errors.push(FieldError::forbidden(path.field("sizeLimit"), detail));
-            }
+        "emptyDir" if quantity(&source["sizeLimit"]).is_some_and(|limit| limit.signum() < 0) => {
+            let detail = "SizeLimit field must be a valid resource quantity";
+            errors.push(FieldError::forbidden(path.field("sizeLimit"), detail));
         }
         "hostPath" => host_path(source, path, errors),
         "secret" => {
