@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::Instant;
@@ -43,8 +43,12 @@ pub async fn measure(client: &Client, pods: usize) -> Result<Latency> {
 }
 
 async fn one_pod(api: &Api<Pod>, name: &str, latency: &mut Latency) -> Result<()> {
-    let selector = WatchParams::default().fields(&format!("metadata.name={name}"));
-    let events = bounded("the watch to open", api.watch(&selector, "0")).await?.context("cannot watch")?;
+    let selector = format!("metadata.name={name}");
+    // From a list's version on: from "any" on, upstream needs a newer etcd than some distributions have.
+    let list = api.list(&ListParams::default().fields(&selector)).await.context("cannot list")?;
+    let version = list.metadata.resource_version.context("the list has no version")?;
+    let watch = WatchParams::default().fields(&selector);
+    let events = bounded("the watch to open", api.watch(&watch, &version)).await?.context("cannot watch")?;
     let mut events = std::pin::pin!(events);
 
     let start = Instant::now();
