@@ -59,11 +59,17 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     informers.of::<ConfigMap>().trim(drop_unread_data);
     informers.of::<Secret>().trim(drop_secret_data);
     let recorder = Recorder::start(rest.clone(), EventApi::Core, "kube-controller-manager", &hostname());
-    let driver = Driver::new(rest, informers, recorder, work.clone());
-    let context = Context { driver, options, root_ca, service_account_key, signing_certificate, signing_key };
+    let mut driver = Driver::new(rest, informers, recorder, work.clone());
+    if options.use_service_account_credentials {
+        driver = driver.with_service_accounts(options.kubeconfig.anonymous_client("kube-controller-manager").await?);
+    }
+    let own = driver.clone();
+    let mut context = Context { driver, options, root_ca, service_account_key, signing_certificate, signing_key };
     for controller in ALL {
         if context.options.wants(controller.name, controller.alias, controller.off_by_default) {
             tracing::debug!(name = controller.name, "starting controller");
+            context.driver =
+                controller.service_account.map_or_else(|| own.clone(), |name| own.as_service_account(name));
             (controller.start)(&context);
         }
     }

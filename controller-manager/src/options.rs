@@ -72,7 +72,7 @@ pub struct Options {
     #[arg(long, default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: i32,
 
-    /// Accepted for compatibility: credentials are those of --kubeconfig.
+    /// Each controller acts under its own service account of kube-system, not under the credentials of --kubeconfig.
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub use_service_account_credentials: bool,
     #[command(flatten)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use kube::Client;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,7 @@ use super::key::{ObjectKey, controller_of};
 use super::plan::Plan;
 use super::queue::Queue;
 use super::rest::Rest;
+use super::service_account::ServiceAccount;
 use crate::process::error_chain;
 
 /// A controller that decides purely from informers. It holds no API client, keeps no state between calls that could
@@ -115,11 +117,29 @@ pub struct Driver {
     informers: Arc<Informers>,
     recorder: Recorder,
     shutdown: CancellationToken,
+    /// Carries the requests of service accounts; without it everything goes out under the process's own credentials.
+    anonymous: Option<Client>,
 }
 
 impl Driver {
     pub fn new(rest: Rest, informers: Arc<Informers>, recorder: Recorder, shutdown: CancellationToken) -> Self {
-        Self { rest, informers, recorder, shutdown }
+        Self { rest, informers, recorder, shutdown, anonymous: None }
+    }
+
+    /// Lets controllers act under service accounts, through a client that has no credentials of its own.
+    #[must_use]
+    pub fn with_service_accounts(self, anonymous: Client) -> Self {
+        Self { anonymous: Some(anonymous), ..self }
+    }
+
+    /// A driver whose writes and events go out as this service account of `kube-system`, if accounts are used at all.
+    /// Informers stay shared, under the process's own credentials.
+    #[must_use]
+    pub fn as_service_account(&self, name: &str) -> Self {
+        let Some(anonymous) = &self.anonymous else { return self.clone() };
+        let account = ServiceAccount::new(name, self.rest.clone(), anonymous.clone());
+        let rest = self.rest.with_service_account(Arc::new(account));
+        Self { recorder: self.recorder.with_rest(rest.clone()), rest, ..self.clone() }
     }
 
     pub fn informers(&self) -> &Arc<Informers> {

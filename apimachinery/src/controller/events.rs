@@ -63,40 +63,49 @@ pub enum EventApi {
 /// Takes events from anywhere in the process; clones share one sender.
 #[derive(Clone)]
 pub struct Recorder {
-    sender: mpsc::Sender<(String, EventRecord)>,
+    sender: mpsc::Sender<Recorded>,
     component: String,
+    rest: Rest,
+}
+
+/// An event on its way to the sender: who saw it, and by whose credentials it is written.
+struct Recorded {
+    component: String,
+    rest: Rest,
+    event: EventRecord,
 }
 
 impl Recorder {
     /// Starts the sending task, which ends with the last recorder. `instance` names the process, usually its host.
     pub fn start(rest: Rest, api: EventApi, component: &str, instance: &str) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(send_all(rest, api, instance.to_owned(), receiver));
-        Self { sender, component: component.to_owned() }
-    }
-
-    /// A recorder whose events come out of the returned receiver, for tests.
-    pub fn to_channel(component: &str) -> (Self, mpsc::Receiver<(String, EventRecord)>) {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self { sender, component: component.to_owned() }, receiver)
+        tokio::spawn(send_all(api, instance.to_owned(), receiver));
+        Self { sender, component: component.to_owned(), rest }
     }
 
     /// The same recorder speaking for another component.
     #[must_use]
     pub fn with_component(&self, component: &str) -> Self {
-        Self { sender: self.sender.clone(), component: component.to_owned() }
+        Self { component: component.to_owned(), ..self.clone() }
+    }
+
+    /// The same recorder writing under other credentials.
+    #[must_use]
+    pub fn with_rest(&self, rest: Rest) -> Self {
+        Self { rest, ..self.clone() }
     }
 
     pub fn record(&self, event: EventRecord) {
-        if self.sender.try_send((self.component.clone(), event)).is_err() {
+        let recorded = Recorded { component: self.component.clone(), rest: self.rest.clone(), event };
+        if self.sender.try_send(recorded).is_err() {
             tracing::debug!("too many events wait to be sent; one is dropped");
         }
     }
 }
 
-async fn send_all(rest: Rest, api: EventApi, instance: String, mut receiver: mpsc::Receiver<(String, EventRecord)>) {
+async fn send_all(api: EventApi, instance: String, mut receiver: mpsc::Receiver<Recorded>) {
     let mut correlator = Correlator::default();
-    while let Some((component, event)) = receiver.recv().await {
+    while let Some(Recorded { component, rest, event }) = receiver.recv().await {
         let now = Timestamp::now();
         match correlator.correlate(&component, event, now) {
             Decision::Drop => {}

@@ -125,9 +125,10 @@ impl Executor {
 
     async fn write(&self, write: &Write) -> Result<Done, WriteError> {
         let path = write.path();
-        let answer = match write.verb {
+        let answer = match &write.verb {
             Verb::Create => self.rest.create(&path, &write.body).await,
             Verb::Update => self.rest.replace(&path, &write.body).await,
+            Verb::Amend(base) => self.amend(write, base.as_ref()).await,
             Verb::MergePatch => self.rest.patch(&path, "application/merge-patch+json", &write.body).await,
             Verb::JsonPatch => self.rest.patch(&path, "application/json-patch+json", &write.body).await,
             Verb::StrategicMergePatch => {
@@ -163,6 +164,15 @@ impl Executor {
         Err(error)
     }
 
+    async fn amend(&self, write: &Write, base: Option<&Value>) -> kube::Result<Value> {
+        let mut object = match base {
+            Some(base) => base.clone(),
+            None => self.rest.get(&write.resource.path(&write.namespace, &write.name, "")).await?,
+        };
+        json_patch::merge(&mut object, &write.body);
+        self.rest.replace(&write.path(), &object).await
+    }
+
     async fn wait_visible(&self, written: &[(Write, Value)]) {
         let wait = async {
             for (write, answer) in written {
@@ -196,7 +206,9 @@ fn wanted_anyway(write: &Write, status: &kube::core::Status) -> Option<Done> {
     let gone = status.code == 404 && status.reason == "NotFound";
     match write.verb {
         Verb::Delete if gone || (status.code == 409 && write.uid.is_some()) => Some(Done::Moot),
-        Verb::Update | Verb::MergePatch | Verb::JsonPatch | Verb::StrategicMergePatch if gone => Some(Done::Moot),
+        Verb::Update | Verb::Amend(_) | Verb::MergePatch | Verb::JsonPatch | Verb::StrategicMergePatch if gone => {
+            Some(Done::Moot)
+        }
         Verb::Create if write.if_absent && status.reason == "AlreadyExists" => Some(Done::Moot),
         Verb::Create if namespace_goes(status) => Some(Done::NamespaceGoes),
         _ => None,
@@ -214,7 +226,7 @@ fn namespace_goes(status: &kube::core::Status) -> bool {
 fn verb_name(verb: &Verb) -> &'static str {
     match verb {
         Verb::Create => "create",
-        Verb::Update => "update",
+        Verb::Update | Verb::Amend(_) => "update",
         Verb::MergePatch | Verb::JsonPatch | Verb::StrategicMergePatch => "patch",
         Verb::Delete => "delete",
     }

@@ -19,6 +19,7 @@ mod leader;
 mod plan;
 mod queue;
 mod rest;
+mod service_account;
 
 pub use driver::{Controller, Driver, ReconcileError, Reconciler, Wiring};
 pub use duration::parse_duration;
@@ -30,3 +31,4 @@ pub use leader::{LeaderElection, LeaderElectionArgs, LeaderElectionError, Leader
 pub use plan::{OnFailure, Plan, Propagation, Report, Verb, Write};
 pub use queue::{Backoff, Queue};
 pub use rest::{ResourceId, Rest};
+pub use service_account::{ServiceAccount, ServiceAccountError};

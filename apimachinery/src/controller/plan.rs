@@ -70,6 +70,9 @@ pub enum Verb {
     Create,
     /// Replaces the object (or its subresource); the body's resourceVersion is the precondition.
     Update,
+    /// A merge patch made by reading (unless the object it was made on is given) and replacing the object: the roles
+    /// of upstream's controllers let most of them update what they look after, and not patch it.
+    Amend(Option<Value>),
     MergePatch,
     JsonPatch,
     StrategicMergePatch,
@@ -130,13 +133,21 @@ impl Write {
         Self::update(object).on_subresource("status")
     }
 
-    /// Changes exactly what differs between the two statuses of one object; nothing when nothing differs.
+    /// Changes exactly what differs between the two statuses of one object; nothing when nothing differs. Pods and
+    /// nodes, whose statuses several write, are patched; others replaced, as long as they are still what they were.
     pub fn status<K: Resource<DynamicType = ()> + Serialize>(old: &K, new: &K) -> Option<Self> {
         let (old_tree, new_tree) = (tree(old), tree(new));
         let none = json!({});
         let status = difference(old_tree.get("status").unwrap_or(&none), new_tree.get("status").unwrap_or(&none))?;
         let patch = json!({"metadata": {"uid": old.meta().uid}, "status": status});
-        Some(Self::merge_patch::<K>(ObjectKey::of(old.meta()), patch).on_subresource("status"))
+        let many_write_it = matches!(K::kind(&()).as_ref(), "Pod" | "Node");
+        let verb = if many_write_it { Verb::MergePatch } else { Verb::Amend(Some(old_tree)) };
+        Some(Self::new::<K>(verb, ObjectKey::of(old.meta()), patch).on_subresource("status"))
+    }
+
+    /// A merge patch for those who may update an object of the kind, but not patch it.
+    pub fn amend<K: Resource<DynamicType = ()>>(key: ObjectKey, patch: Value) -> Self {
+        Self::new::<K>(Verb::Amend(None), key, patch)
     }
 
     pub fn merge_patch<K: Resource<DynamicType = ()>>(key: ObjectKey, patch: Value) -> Self {

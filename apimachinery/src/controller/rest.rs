@@ -2,10 +2,13 @@
 //! discovered kinds share. It knows paths and verbs, and no kind.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use kube::{Client, Resource};
 use serde_json::Value;
+
+use super::service_account::ServiceAccount;
 
 /// Where a kind is served.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,13 +54,21 @@ const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=met
 #[derive(Clone)]
 pub struct Rest {
     client: Client,
+    account: Option<Arc<ServiceAccount>>,
 }
 
 impl Rest {
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, account: None }
     }
 
+    /// The same client making its requests as a service account.
+    #[must_use]
+    pub fn with_service_account(&self, account: Arc<ServiceAccount>) -> Self {
+        Self { client: self.client.clone(), account: Some(account) }
+    }
+
+    /// The client with the process's own credentials, which watches and discovery go through in any case.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -101,8 +112,33 @@ impl Rest {
             .header(http::header::CONTENT_TYPE, if body.is_none() { JSON } else { media_type })
             .body(bytes)
             .map_err(kube::Error::HttpError)?;
-        self.client.request(request).await
+        match &self.account {
+            None => self.client.request(request).await,
+            Some(account) => send_as(account, request).await,
+        }
     }
+}
+
+/// Sends under the account's token, and once more under a new one when the server no longer takes it.
+async fn send_as(account: &ServiceAccount, request: Request<Vec<u8>>) -> kube::Result<Value> {
+    let authorization = authorization(account).await?;
+    match account.client().request(authorized(request.clone(), &authorization)).await {
+        Err(kube::Error::Api(status)) if status.code == 401 => account.forget(&authorization).await,
+        other => return other,
+    }
+    let authorization = self::authorization(account).await?;
+    account.client().request(authorized(request, &authorization)).await
+}
+
+/// A failure is no answer to the request itself, and must not be taken for one.
+async fn authorization(account: &ServiceAccount) -> kube::Result<HeaderValue> {
+    // Tokens are asked for with requests of their own: the box ends the recursion of the futures' types.
+    Box::pin(account.authorization()).await.map_err(|error| kube::Error::Service(Box::new(error)))
+}
+
+fn authorized(mut request: Request<Vec<u8>>, authorization: &HeaderValue) -> Request<Vec<u8>> {
+    request.headers_mut().insert(http::header::AUTHORIZATION, authorization.clone());
+    request
 }
 
 #[cfg(test)]

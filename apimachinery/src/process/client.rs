@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 /// Flags of every component that talks to the API server.
@@ -33,11 +33,22 @@ pub enum ClientError {
 
 impl KubeconfigArgs {
     pub async fn client(&self, user_agent: &str) -> Result<Client, ClientError> {
+        build(self.config().await?, user_agent)
+    }
+
+    /// A client of the same server that has no credentials, for requests that bring their own.
+    pub async fn anonymous_client(&self, user_agent: &str) -> Result<Client, ClientError> {
+        let mut config = self.config().await?;
+        config.auth_info = AuthInfo::default();
+        build(config, user_agent)
+    }
+
+    async fn config(&self) -> Result<Config, ClientError> {
         let mut config = load(self.kubeconfig.as_deref()).await?;
         if let Some(url) = &self.master {
             config.cluster_url = url.parse().map_err(|source| ClientError::Master { url: url.clone(), source })?;
         }
-        build(config, user_agent)
+        Ok(config)
     }
 }
 
@@ -50,8 +61,8 @@ async fn load(path: Option<&Path>) -> Result<Config, ClientError> {
     let Some(path) = path else {
         return Config::incluster().map_err(ClientError::InCluster);
     };
-    let kubeconfig = Kubeconfig::read_from(path)
-        .map_err(|source| ClientError::ReadKubeconfig { path: path.to_owned(), source })?;
+    let kubeconfig =
+        Kubeconfig::read_from(path).map_err(|source| ClientError::ReadKubeconfig { path: path.to_owned(), source })?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|source| ClientError::UseKubeconfig { path: path.to_owned(), source })

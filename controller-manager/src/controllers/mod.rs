@@ -35,44 +35,100 @@ pub struct Descriptor {
     pub alias: &'static str,
     /// Runs only when named in `--controllers`, not by `*`.
     pub off_by_default: bool,
+    /// The service account of `kube-system` that it acts as under `--use-service-account-credentials`, to which the
+    /// API server binds its role; none for what acts as the process itself.
+    pub service_account: Option<&'static str>,
     pub start: fn(&Context),
 }
 
-const fn on(name: &'static str, alias: &'static str, start: fn(&Context)) -> Descriptor {
-    Descriptor { name, alias, off_by_default: false, start }
+const fn on(name: &'static str, alias: &'static str, service_account: &'static str, start: fn(&Context)) -> Descriptor {
+    Descriptor { name, alias, off_by_default: false, service_account: Some(service_account), start }
 }
 
 /// In the order of starting: what others wait for comes first.
 pub const ALL: &[Descriptor] = &[
-    on("serviceaccount-controller", "serviceaccount", service_account::start),
-    on("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", root_ca::start),
-    on("serviceaccount-token-controller", "serviceaccount-token", service_account_tokens::start),
-    on("node-ipam-controller", "nodeipam", node_ipam::start),
-    on("node-lifecycle-controller", "nodelifecycle", node_lifecycle::start),
-    on("taint-eviction-controller", "taint-eviction-controller", taint_eviction::start),
-    on("replicaset-controller", "replicaset", replicas::start_replica_sets),
-    on("replicationcontroller-controller", "replicationcontroller", replicas::start_replication_controllers),
-    on("deployment-controller", "deployment", deployment::start),
-    on("endpoints-controller", "endpoint", endpoints::start),
-    on("endpointslice-controller", "endpointslice", endpoint_slices::start),
-    on("daemonset-controller", "daemonset", daemon_set::start),
-    on("statefulset-controller", "statefulset", stateful_set::start),
-    on("job-controller", "job", job::start),
-    on("cronjob-controller", "cronjob", cron_job::start),
-    on("ttl-after-finished-controller", "ttl-after-finished", ttl_after_finished::start),
-    on("endpointslice-mirroring-controller", "endpointslicemirroring", endpoint_slice_mirroring::start),
-    on("disruption-controller", "disruption", disruption::start),
-    on("resourcequota-controller", "resourcequota", resource_quota::start),
-    on("clusterrole-aggregation-controller", "clusterrole-aggregation", cluster_role_aggregation::start),
-    on("certificatesigningrequest-approving-controller", "csrapproving", certificates::start_approver),
-    on("certificatesigningrequest-signing-controller", "csrsigning", certificates::start_signer),
-    on("certificatesigningrequest-cleaner-controller", "csrcleaner", certificates::start_cleaner),
-    on("persistentvolume-binder-controller", "persistentvolume-binder", volume_binder::start),
-    on("persistentvolumeclaim-protection-controller", "pvc-protection", volume_protection::start_claims),
-    on("persistentvolume-protection-controller", "pv-protection", volume_protection::start_volumes),
-    on("namespace-controller", "namespace", namespace::start),
-    on("pod-garbage-collector-controller", "podgc", pod_gc::start),
-    on("garbage-collector-controller", "garbagecollector", crate::gc::start),
+    on("serviceaccount-controller", "serviceaccount", "service-account-controller", service_account::start),
+    on("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", "root-ca-cert-publisher", root_ca::start),
+    Descriptor {
+        service_account: None,
+        ..on("serviceaccount-token-controller", "serviceaccount-token", "", service_account_tokens::start)
+    },
+    on("node-ipam-controller", "nodeipam", "node-controller", node_ipam::start),
+    on("node-lifecycle-controller", "nodelifecycle", "node-controller", node_lifecycle::start),
+    on("taint-eviction-controller", "taint-eviction-controller", "node-controller", taint_eviction::start),
+    on("replicaset-controller", "replicaset", "replicaset-controller", replicas::start_replica_sets),
+    on(
+        "replicationcontroller-controller",
+        "replicationcontroller",
+        "replication-controller",
+        replicas::start_replication_controllers,
+    ),
+    on("deployment-controller", "deployment", "deployment-controller", deployment::start),
+    on("endpoints-controller", "endpoint", "endpoint-controller", endpoints::start),
+    on("endpointslice-controller", "endpointslice", "endpointslice-controller", endpoint_slices::start),
+    on("daemonset-controller", "daemonset", "daemon-set-controller", daemon_set::start),
+    on("statefulset-controller", "statefulset", "statefulset-controller", stateful_set::start),
+    on("job-controller", "job", "job-controller", job::start),
+    on("cronjob-controller", "cronjob", "cronjob-controller", cron_job::start),
+    on(
+        "ttl-after-finished-controller",
+        "ttl-after-finished",
+        "ttl-after-finished-controller",
+        ttl_after_finished::start,
+    ),
+    on(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+        "endpointslicemirroring-controller",
+        endpoint_slice_mirroring::start,
+    ),
+    on("disruption-controller", "disruption", "disruption-controller", disruption::start),
+    on("resourcequota-controller", "resourcequota", "resourcequota-controller", resource_quota::start),
+    on(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation",
+        "clusterrole-aggregation-controller",
+        cluster_role_aggregation::start,
+    ),
+    on(
+        "certificatesigningrequest-approving-controller",
+        "csrapproving",
+        "certificate-controller",
+        certificates::start_approver,
+    ),
+    on(
+        "certificatesigningrequest-signing-controller",
+        "csrsigning",
+        "certificate-controller",
+        certificates::start_signer,
+    ),
+    on(
+        "certificatesigningrequest-cleaner-controller",
+        "csrcleaner",
+        "certificate-controller",
+        certificates::start_cleaner,
+    ),
+    on(
+        "persistentvolume-binder-controller",
+        "persistentvolume-binder",
+        "persistent-volume-binder",
+        volume_binder::start,
+    ),
+    on(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection",
+        "pvc-protection-controller",
+        volume_protection::start_claims,
+    ),
+    on(
+        "persistentvolume-protection-controller",
+        "pv-protection",
+        "pv-protection-controller",
+        volume_protection::start_volumes,
+    ),
+    on("namespace-controller", "namespace", "namespace-controller", namespace::start),
+    on("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", pod_gc::start),
+    on("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", crate::gc::start),
 ];
 
 /// The config maps whose contents some controller reads.

@@ -8,7 +8,6 @@ use apimachinery::controller::{Controller, Informer, ObjectKey, Plan, Write};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::ObjectMeta;
-use serde_json::json;
 
 use crate::app::Context;
 use crate::common::{is_deleted, name, namespace};
@@ -70,12 +69,13 @@ impl Controller for RootCaController {
             Some(map) if map.data.as_ref() == Some(&data) => Plan::nothing(),
             Some(map) => {
                 // Keys that do not belong there go: the whole map is ours.
-                let foreign = map.data.iter().flatten().filter(|(key, _)| key.as_str() != KEY);
-                let mut patch = json!({"metadata": {"annotations": {DESCRIPTION: DESCRIPTION_TEXT}}, "data": data});
-                for (key, _) in foreign {
-                    patch["data"][key] = serde_json::Value::Null;
-                }
-                Plan::write(Write::merge_patch::<ConfigMap>(map_key, patch))
+                let mut next = map.as_ref().clone();
+                next.metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .insert(DESCRIPTION.to_owned(), DESCRIPTION_TEXT.to_owned());
+                next.data = Some(data);
+                Plan::write(Write::update(&next))
             }
         }
     }
@@ -85,6 +85,7 @@ impl Controller for RootCaController {
 mod tests {
     use super::*;
     use apimachinery::controller::Verb;
+    use serde_json::json;
 
     #[test]
     fn the_map_is_created_and_repaired() {
@@ -106,6 +107,6 @@ mod tests {
         let plan = |name: &str| controller.reconcile(&ObjectKey::cluster(name), Timestamp::UNIX_EPOCH).writes;
         assert_eq!(plan("new")[0].verb, Verb::Create);
         assert!(plan("good").is_empty());
-        assert_eq!(plan("bad")[0].body["data"], json!({"ca.crt": "PEM", "x": null}));
+        assert_eq!(plan("bad")[0].body["data"], json!({"ca.crt": "PEM"}));
     }
 }

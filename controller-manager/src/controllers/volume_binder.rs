@@ -163,7 +163,7 @@ fn bind(claim: &PersistentVolumeClaim, spec: &PersistentVolumeClaimSpec, volume:
         if claim_ref(volume).is_none() {
             patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
         }
-        plan.push(Write::merge_patch::<PersistentVolume>(ObjectKey::cluster(volume_name), patch));
+        plan.push(Write::amend::<PersistentVolume>(ObjectKey::cluster(volume_name), patch));
     }
     let pointed = spec.volume_name.as_deref() == Some(volume_name);
     if !pointed || annotation(&claim.metadata, BIND_COMPLETED).is_none() {
@@ -172,7 +172,7 @@ fn bind(claim: &PersistentVolumeClaim, spec: &PersistentVolumeClaimSpec, volume:
             patch["metadata"]["annotations"][BOUND_BY_CONTROLLER] = json!("yes");
             patch["spec"] = json!({"volumeName": volume_name});
         }
-        plan.push(Write::merge_patch::<PersistentVolumeClaim>(ObjectKey::of(&claim.metadata), patch));
+        plan.push(Write::amend::<PersistentVolumeClaim>(ObjectKey::of(&claim.metadata), patch));
     }
     let mut next = claim.clone();
     let status = next.status.get_or_insert_default();

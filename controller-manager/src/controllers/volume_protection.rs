@@ -63,7 +63,7 @@ fn protect<K: Object>(object: &K, finalizer: &str, in_use: bool) -> Plan {
         _ => return Plan::nothing(),
     }
     let patch = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": wanted}});
-    Plan::write(Write::merge_patch::<K>(ObjectKey::of(meta), patch))
+    Plan::write(Write::amend::<K>(ObjectKey::of(meta), patch))
 }
 
 impl Controller for ClaimProtection {

@@ -135,7 +135,7 @@ impl Rollout<'_> {
         let text = revision.to_string();
         if annotation(&self.deployment.metadata, REVISION) != Some(&text) {
             let patch = json!({"metadata": {"uid": self.deployment.metadata.uid, "annotations": {REVISION: text}}});
-            self.plan.push(Write::merge_patch::<Deployment>(ObjectKey::of(&self.deployment.metadata), patch));
+            self.plan.push(Write::amend::<Deployment>(ObjectKey::of(&self.deployment.metadata), patch));
         }
     }
 

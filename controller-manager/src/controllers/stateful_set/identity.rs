@@ -147,7 +147,7 @@ impl Look<'_> {
             wanted.extend(owner.cloned());
             if wanted != current {
                 let meta = json!({"uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version, "ownerReferences": wanted});
-                self.work.push(Write::merge_patch::<PersistentVolumeClaim>(key, json!({"metadata": meta})));
+                self.work.push(Write::amend::<PersistentVolumeClaim>(key, json!({"metadata": meta})));
             }
         }
     }
