@@ -25,17 +25,18 @@ pub fn run<F, Fut, E>(logs: &LogArgs, main: F) -> ExitCode
 where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = Result<(), E>>,
-    E: std::error::Error,
+    E: std::error::Error + 'static,
 {
     logs.init();
     install_crypto_provider();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error: cannot start the async runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("error: cannot start the async runtime: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     let result = runtime.block_on(async {
         let token = shutdown_token();
         main(token).await
@@ -55,19 +56,30 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// An error and its sources on one line, `outer: inner: innermost`, without repeating a text that is already there.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
+/// An error and its sources on one line, `outer: inner: innermost`, without repeating a text that is already there. Of
+/// an answer of the API server it has the message alone.
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let answer = api_answer(error);
+        let part = answer.map_or_else(|| error.to_string(), |status| status.message.clone());
+        if text.is_empty() {
+            text = part;
+        } else if !text.contains(&part) {
             text.push_str(": ");
-            text.push_str(&inner_text);
+            text.push_str(&part);
         }
-        source = inner.source();
+        next = if answer.is_some() { None } else { error.source() };
     }
     text
+}
+
+/// The status in a client's error, which would print itself twice and in all its fields.
+fn api_answer<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a kube::core::Status> {
+    let error = error.downcast_ref().or_else(|| error.downcast_ref::<Box<kube::Error>>().map(|boxed| &**boxed))?;
+    let kube::Error::Api(status) = error else { return None };
+    (!status.message.is_empty()).then_some(&**status)
 }
 
 /// More threads than this only cost memory: the work is I/O.
