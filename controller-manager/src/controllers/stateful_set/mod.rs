@@ -210,7 +210,17 @@ impl Look<'_> {
             .filter(|(ordinal, _)| !self.is_wanted(**ordinal))
             .map(|(o, p)| (*o, p.clone()))
             .collect();
+        let wanted_are_healthy =
+            self.pods.iter().filter(|(o, _)| self.is_wanted(**o)).all(|(_, pod)| self.is_healthy(pod));
+        let first_unhealthy =
+            condemned.iter().rev().find(|(_, pod)| !self.is_healthy(pod)).map(|(ordinal, _)| *ordinal);
         for (ordinal, pod) in &condemned {
+            // An unhealthy pod goes only when no pod before it is unhealthy: the set halts instead of losing more.
+            let is_first_unhealthy = wanted_are_healthy && first_unhealthy == Some(*ordinal);
+            if self.is_ordered() && !self.is_healthy(pod) && !is_first_unhealthy {
+                self.wake_when_available(pod);
+                return false;
+            }
             if !is_deleted(&pod.metadata) {
                 self.give_claims_to_pod(*ordinal, pod);
                 self.delete(pod);

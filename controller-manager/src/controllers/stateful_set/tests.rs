@@ -121,6 +121,27 @@ fn scaling_down_goes_backwards_and_keeps_claims() {
 }
 
 #[test]
+fn scaling_down_halts_while_a_pod_before_is_unhealthy() {
+    for (unready, replicas, expected) in [
+        (&["db-0", "db-1", "db-2"][..], 0, &[][..]),
+        (&["db-0", "db-2"], 1, &[]),
+        (&["db-2"], 0, &["db-2"]),
+        (&["db-0"], 0, &["db-2"]),
+    ] {
+        let mut world = World::new(json!({}));
+        world.settle();
+        for pod in &mut world.pods {
+            if unready.iter().any(|name| pod["metadata"]["name"] == *name) {
+                pod["status"]["conditions"][0]["status"] = json!("False");
+            }
+        }
+        world.set["spec"]["replicas"] = json!(replicas);
+        let expected: Vec<_> = expected.iter().copied().map(deleted).collect();
+        assert_eq!(world.step(), expected, "{unready:?} to {replicas}");
+    }
+}
+
+#[test]
 fn updates_go_backwards_down_to_the_partition() {
     let mut world = World::new(json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}}));
     world.settle();
