@@ -1,15 +1,18 @@
 //! The process: options in, leadership, then controllers until the end. It knows no controller but the table.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use apimachinery::controller::{Driver, EventApi, Informers, LeaderElectionError, Leadership, Recorder, Rest};
-use apimachinery::process::{CancellationToken, ClientError, StatusServerError};
+use apimachinery::process::{CancellationToken, ClientError, HealthChecks, SecureServingError, hostname};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::common::name;
 use crate::controllers::{self, ALL};
 use crate::options::Options;
-use crate::serving::{self, ServingError};
+
+/// The default of `--secure-port`.
+const PORT: u16 = 10257;
 
 /// What starting a controller needs.
 pub struct Context {
@@ -31,9 +34,7 @@ pub enum AppError {
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("cannot serve health checks and metrics")]
-    Serve(#[from] StatusServerError),
-    #[error("cannot prepare HTTPS")]
-    Serving(#[from] ServingError),
+    Serve(#[from] SecureServingError),
     #[error("cannot take part in leader election")]
     LeaderElection(#[source] LeaderElectionError),
     #[error("another process has become the leader")]
@@ -47,7 +48,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     let service_account_key = file(&options.service_account_private_key_file)?;
     let signing_certificate = file(&options.cluster_signing_cert_file)?;
     let signing_key = file(&options.cluster_signing_key_file)?;
-    serving::start(&options, &shutdown).await?;
+    options.serving.start(PORT, HealthChecks::default(), Arc::default(), &shutdown).await?;
     let leadership = match lead(&options, &client, &shutdown).await {
         Err(LeaderElectionError::Stopped) => return Ok(()),
         other => other.map_err(AppError::LeaderElection)?,
@@ -129,10 +130,4 @@ fn drop_secret_data(secret: &mut Secret) {
 
 fn read(path: &Path) -> Result<String, AppError> {
     std::fs::read_to_string(path).map_err(|source| AppError::Read { path: path.to_owned(), source })
-}
-
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
 }

@@ -12,7 +12,6 @@ mod controllers;
 mod discovery;
 mod gc;
 mod options;
-mod serving;
 
 use std::process::ExitCode;
 

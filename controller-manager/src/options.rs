@@ -1,12 +1,11 @@
 //! The command line: upstream's flags for what this program does. Flags of upstream that change nothing here are
 //! accepted, so that existing unit files and static pods keep working.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use apimachinery::controller::{LeaderElectionArgs, parse_duration};
-use apimachinery::process::{KubeconfigArgs, LogArgs};
+use apimachinery::process::{KubeconfigArgs, LogArgs, SecureServingArgs};
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
 
@@ -19,20 +18,11 @@ pub struct Options {
     pub kubeconfig: KubeconfigArgs,
     #[command(flatten)]
     pub leader_election: LeaderElectionArgs,
+    #[command(flatten)]
+    pub serving: SecureServingArgs,
     /// Controllers to run: `*` for all that are on by default, `name` to add one, `-name` to leave one out.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<String>,
-    /// The address of health checks and metrics.
-    #[arg(long, default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
-    /// The HTTPS port of health checks and metrics; 0 for none.
-    #[arg(long, default_value_t = 10257)]
-    pub secure_port: u16,
-    /// The certificate of the HTTPS port; without it one is made up.
-    #[arg(long, requires = "tls_private_key_file")]
-    pub tls_cert_file: Option<PathBuf>,
-    #[arg(long, requires = "tls_cert_file")]
-    pub tls_private_key_file: Option<PathBuf>,
 
     /// Certificates that pods verify the API server with.
     #[arg(long)]
