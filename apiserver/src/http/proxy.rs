@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use apimachinery::meta::{GroupKind, GroupResource};
 use apimachinery::status::{FieldError, Result, Status};
-use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use serde_json::Value;
 
+use super::links;
 use super::upgrade::{Identity, Outbound, OutboundError, forward, outbound, reach_error, wants_upgrade};
 use super::{Request, RequestInfo, Response, full};
 use crate::config::Config;
@@ -19,6 +20,8 @@ use crate::server::Server;
 
 /// What is read at most of a backend's error message.
 const ERROR_LIMIT: usize = 50_000;
+/// The largest page whose links are rewritten, in bytes.
+const PAGE_LIMIT: usize = 16 << 20;
 const KUBELET_PORT: u64 = 10250;
 
 /// The clients of the two kinds of backends.
@@ -226,18 +229,42 @@ async fn proxied(
     };
     let prefix = path[..path.len() - rest.len()].to_owned();
     let mut response = send(server, client, &format!("{base}{rest}{query}"), request).await?;
-    rewrite_location(&mut response, base, &prefix);
-    Ok(response)
+    if response.headers().contains_key(LOCATION) {
+        rewrite_location(&mut response, base, &prefix);
+        return Ok(response);
+    }
+    if is_plain_page(&response) { rewrite_page(response, base, &prefix).await } else { Ok(response) }
+}
+
+/// Whether the answer is a page that can be read; pages that say that they are too large or compressed cannot.
+fn is_plain_page(response: &Response) -> bool {
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let media_type = header(CONTENT_TYPE).and_then(|value| value.split(';').next()).unwrap_or_default();
+    let length = header(CONTENT_LENGTH).and_then(|value| value.parse::<usize>().ok());
+    media_type.trim().eq_ignore_ascii_case("text/html")
+        && !response.headers().contains_key(CONTENT_ENCODING)
+        && length.is_none_or(|length| length <= PAGE_LIMIT)
+}
+
+async fn rewrite_page(response: Response, base: &str, prefix: &str) -> Result<Response> {
+    let (mut parts, body) = response.into_parts();
+    let body = Limited::new(body, PAGE_LIMIT).collect().await;
+    let body = body.map_err(|error| Status::service_unavailable(format!("error reading the page: {error}")))?;
+    let body = body.to_bytes();
+    let body = match std::str::from_utf8(&body) {
+        Ok(page) => links::rewrite(page, base, prefix).into(),
+        Err(_) => body,
+    };
+    // The answer to HEAD has no page, but says how long it would be; what it would be then, nobody knows.
+    parts.headers.remove(CONTENT_LENGTH);
+    Ok(Response::from_parts(parts, full(body)))
 }
 
 /// A redirect of the backend to itself must come back through this server.
 fn rewrite_location(response: &mut Response, base: &str, prefix: &str) {
     let Some(location) = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()) else { return };
-    let path = location.strip_prefix(base).unwrap_or(location);
-    if !path.starts_with('/') {
-        return;
-    }
-    if let Ok(value) = HeaderValue::from_str(&format!("{prefix}{path}")) {
+    let Some(location) = links::through_proxy(location, base, prefix) else { return };
+    if let Ok(value) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(LOCATION, value);
     }
 }
