@@ -340,6 +340,11 @@ impl FieldSelector {
         &self.requirements
     }
 
+    /// For who serves fields under other names than it stores them.
+    pub fn requirements_mut(&mut self) -> &mut [FieldRequirement] {
+        &mut self.requirements
+    }
+
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()
     }

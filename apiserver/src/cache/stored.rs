@@ -40,6 +40,9 @@ pub struct Extracted {
     pub fields: Box<[Box<str>]>,
 }
 
+/// Names of selectable fields, each with the dotted paths of what it stands for.
+pub type Aliases = &'static [(&'static str, &'static [&'static str])];
+
 /// What all objects of one resource have in common in the cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KindInfo {
@@ -48,6 +51,8 @@ pub struct KindInfo {
     pub api_version: String,
     /// Dotted paths of the selectable fields, with the value that stands for an absent one.
     pub fields: Vec<(Cow<'static, str>, &'static str)>,
+    /// Where fields are that are not at the path of their own name: the first of the paths with a value counts.
+    pub aliases: Aliases,
     /// Which of `fields` watchers are indexed by.
     pub indexed: Option<usize>,
 }
@@ -62,6 +67,10 @@ pub enum DecodeStoredError {
     NoMetadata,
     #[error("the stored value is not text")]
     NotText,
+}
+
+fn scalar_at<'j>(json: &'j [u8], path: &'j str) -> Option<Cow<'j, str>> {
+    scan::find(json, path.split('.')).and_then(scan::scalar)
 }
 
 impl Stored {
@@ -100,7 +109,13 @@ impl Stored {
             .fields
             .iter()
             .map(|(path, absent)| {
-                let value = scan::find(json, path.split('.')).and_then(scan::scalar);
+                let alias = kind.aliases.iter().find(|(name, _)| *name == path.as_ref());
+                let value = match alias {
+                    Some((_, paths)) => {
+                        paths.iter().filter_map(|path| scalar_at(json, path)).find(|value| !value.is_empty())
+                    }
+                    None => scalar_at(json, path),
+                };
                 value.as_deref().unwrap_or(absent).into()
             })
             .collect();
@@ -259,7 +274,12 @@ mod tests {
         let kind = Arc::new(KindInfo {
             kind: "Pod".into(),
             api_version: "v1".into(),
-            fields: vec![("spec.nodeName".into(), ""), ("spec.hostNetwork".into(), "false")],
+            fields: vec![
+                ("spec.nodeName".into(), ""),
+                ("spec.hostNetwork".into(), "false"),
+                ("place".into(), "nowhere"),
+            ],
+            aliases: &[("place", &["spec.place", "spec.nodeName"])],
             indexed: Some(0),
         });
         let text =
@@ -277,6 +297,7 @@ mod tests {
             ),
             ("a", "d", "u", Some("y"), Some("n"), Some("false"))
         );
+        assert_eq!(stored.field("place"), Some("n"), "the second path of the alias has a value");
         assert_eq!(&*stored.meta.owners, &["o".into()]);
         assert!(stored.body.starts_with(br#""metadata":{"resourceVersion":"7","name":"a""#));
         let later = stored.at_revision(9).expect("again");

@@ -75,6 +75,7 @@ impl Definition {
                 kind: storage.kind.to_string(),
                 api_version: storage.api_version(),
                 fields: selectable(stored),
+                aliases: &[],
                 indexed: None,
             },
             storage,

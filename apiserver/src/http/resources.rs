@@ -358,17 +358,21 @@ impl Request<'_> {
             "" => None,
             text => Some(LabelSelector::parse(text).map_err(|error| Status::bad_request(error.to_string()))?),
         };
-        let fields = match info.field_selector.as_str() {
+        let mut fields = match info.field_selector.as_str() {
             "" => None,
             text => Some(FieldSelector::parse(text).map_err(|error| Status::bad_request(error.to_string()))?),
         };
-        for requirement in fields.iter().flat_map(|fields| fields.requirements()) {
+        let resource = &self.call.resource;
+        for requirement in fields.iter_mut().flat_map(FieldSelector::requirements_mut) {
             let field = requirement.field.as_str();
-            let known = matches!(field, "metadata.name" | "metadata.namespace")
-                || self.call.resource.cache.kind().fields.iter().any(|(name, _)| *name == field);
-            if !known {
-                return Err(Status::bad_request(format!("field label not supported: {field}")));
+            if matches!(field, "metadata.name" | "metadata.namespace") {
+                continue;
             }
+            let is_selectable = |stored: &&str| resource.cache.kind().fields.iter().any(|(name, _)| name == *stored);
+            let Some(stored) = resource.strategy.stored_field(field).filter(is_selectable) else {
+                return Err(Status::bad_request(format!("field label not supported: {field}")));
+            };
+            requirement.field = stored.to_owned();
         }
         let namespaced = self.call.resource.namespaced;
         let namespace = match self.call.namespace.as_str() {

@@ -242,6 +242,7 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
     let kind = KindInfo {
         kind: storage.kind.to_string(),
         api_version: storage.api_version(),
+        aliases: strategy.selectable_aliases(),
         indexed: strategy.indexed_field().and_then(|field| fields.iter().position(|(name, _)| *name == field)),
         fields,
     };

@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use crate::auth::UserInfo;
+use crate::cache::stored::Aliases;
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
@@ -297,6 +298,16 @@ pub trait Strategy: Send + Sync + 'static {
     /// is `false` when absent).
     fn selectable_default(&self, _field: &str) -> &'static str {
         ""
+    }
+
+    /// Selectable fields whose names are not their paths in the stored object, each with the paths to look at.
+    fn selectable_aliases(&self) -> Aliases {
+        &[]
+    }
+
+    /// The name that the stored form has for a selectable field of the served one; `None` when it has none.
+    fn stored_field<'f>(&self, field: &'f str) -> Option<&'f str> {
+        Some(field)
     }
 
     /// Paths of selectable fields whose watchers are indexed, e.g. `spec.nodeName` of pods.

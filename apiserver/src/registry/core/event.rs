@@ -7,6 +7,7 @@ use apimachinery::status::FieldError;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use crate::cache::stored::Aliases;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Column, Cx, Strategy};
 use crate::registry::tables::{UNKNOWN, name, scalar, since, text};
@@ -41,6 +42,23 @@ const RENAMED: [(&str, &str); 7] = [
     ("firstTimestamp", "deprecatedFirstTimestamp"),
     ("lastTimestamp", "deprecatedLastTimestamp"),
     ("count", "deprecatedCount"),
+];
+
+/// Who reported an event, to field selectors of the core group.
+const ALIASES: Aliases = &[("source", &["source.component", "reportingComponent"])];
+
+/// What field selectors of `events.k8s.io` say, and the name of the same field in the core group.
+const NEWER_FIELDS: [(&str, &str); 10] = [
+    ("regarding.kind", "involvedObject.kind"),
+    ("regarding.namespace", "involvedObject.namespace"),
+    ("regarding.name", "involvedObject.name"),
+    ("regarding.uid", "involvedObject.uid"),
+    ("regarding.apiVersion", "involvedObject.apiVersion"),
+    ("regarding.resourceVersion", "involvedObject.resourceVersion"),
+    ("regarding.fieldPath", "involvedObject.fieldPath"),
+    ("reportingController", "reportingComponent"),
+    ("reason", "reason"),
+    ("type", "type"),
 ];
 
 const GROUP_VERSION: &str = "events.k8s.io/v1";
@@ -116,6 +134,10 @@ impl Strategy for Event {
         ]
     }
 
+    fn selectable_aliases(&self) -> Aliases {
+        ALIASES
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }
@@ -184,6 +206,14 @@ impl Strategy for NewerEvent {
         Event.selectable_fields()
     }
 
+    fn selectable_aliases(&self) -> Aliases {
+        Event.selectable_aliases()
+    }
+
+    fn stored_field<'f>(&self, field: &'f str) -> Option<&'f str> {
+        NEWER_FIELDS.iter().find(|(newer, _)| *newer == field).map(|(_, core)| *core)
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }
@@ -224,6 +254,16 @@ mod tests {
         assert_eq!(to_core(newer.clone()), core);
         assert_eq!(to_core(core.clone()), core);
         assert_eq!(from_core(core), newer);
+    }
+
+    #[test]
+    fn selectors_of_both_groups_name_stored_fields() {
+        for (_, core) in NEWER_FIELDS {
+            assert!(Event.selectable_fields().contains(&core), "{core}");
+        }
+        assert_eq!(NewerEvent.stored_field("reportingController"), Some("reportingComponent"));
+        assert_eq!(NewerEvent.stored_field("source"), None);
+        assert_eq!(Event.stored_field("source"), Some("source"));
     }
 
     #[test]
