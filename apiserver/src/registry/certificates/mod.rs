@@ -1,16 +1,28 @@
-//! The `certificates.k8s.io` group: `CertificateSigningRequest`, and who may approve and sign it.
+//! The `certificates.k8s.io` group: `CertificateSigningRequest`, and who may approve and sign it; `ClusterTrustBundle`,
+//! whose name says whose anchors it holds.
 
 use apimachinery::status::FieldError;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::common::keep_metadata;
+use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
-use super::strategy::{Column, Cx, Strategy, Subresource, keep};
+use super::strategy::{Column, Cx, NameRule, Strategy, Subresource, keep};
 use super::tables::{NONE, age, human_duration, name, text, text_or};
 use super::validation;
 
 pub struct CertificateSigningRequest;
+
+/// Trust anchors: of a signer, or of nobody in particular.
+pub static CLUSTER_TRUST_BUNDLE: Declared = Declared::new(Shape::Plain)
+    .named(NameRule::Custom(validation::certificates::bundle_name))
+    .rules(validation::certificates::bundle)
+    .update_rules(validation::certificates::bundle_update)
+    .selectable(&["spec.signerName"])
+    .table(&[Column::name(), Column::new("SignerName", "string")], |obj, _| {
+        vec![name(obj), text_or(obj, &["spec", "signerName"], NONE)]
+    });
 
 /// What signers write.
 struct Status;

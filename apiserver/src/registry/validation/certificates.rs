@@ -1,12 +1,13 @@
-//! Rules for certificate signing requests.
+//! Rules for certificate signing requests and bundles of trust anchors.
 
+use apimachinery::meta::validation::is_dns1123_subdomain;
 use apimachinery::status::FieldError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
-use super::{Errors, Path, required};
+use super::{Errors, Path, immutable, required};
 use crate::registry::object::ObjectExt;
 
 const USAGES: [&str; 23] = [
@@ -149,4 +150,67 @@ pub fn approval_update(obj: &Value, old: &Value) -> Errors {
     conditions(obj, &mut errors);
     removed(obj, old, &["Approved", "Denied", "Failed"], &mut errors);
     errors
+}
+
+/// What follows the signer in the name of a bundle is a DNS name; whether the signer is right, `bundle` checks.
+pub fn bundle_name(name: &str, is_prefix: bool) -> Vec<String> {
+    let own = name.rsplit_once(':').map_or(name, |(_, own)| own);
+    match own.strip_suffix('-') {
+        Some(stem) if is_prefix => is_dns1123_subdomain(&format!("{stem}-a")),
+        _ => is_dns1123_subdomain(own),
+    }
+}
+
+pub fn bundle(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let (name, signer) = (obj.name(), obj.str_at(&["spec", "signerName"]));
+    let prefix = format!("{}:", signer.replace('/', ":"));
+    let complaint = if signer.is_empty() {
+        name.contains(':').then(|| "ClusterTrustBundle without signer name must not have \":\" in its name".to_owned())
+    } else {
+        let own = name.strip_prefix(&prefix);
+        own.is_none_or(|own| own.contains(':'))
+            .then(|| format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}"))
+    };
+    errors.extend(complaint.map(|detail| FieldError::invalid("metadata.name", name, detail)));
+    if obj.str_at(&["spec", "trustBundle"]).is_empty() {
+        errors.push(FieldError::invalid(
+            "spec.trustBundle",
+            "<value omitted>",
+            "at least one trust anchor must be provided",
+        ));
+    }
+    errors
+}
+
+pub fn bundle_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    immutable(&obj["spec"], &old["spec"], "signerName", Path::SPEC, &mut errors);
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn bundles_are_named_after_their_signer() {
+        for (name, signer, is_right) in [
+            ("anchors", "", true),
+            ("test.test:signer-one:anchors", "test.test/signer-one", true),
+            ("anchors", "test.test/signer-one", false),
+            ("test.test:signer-two:anchors", "test.test/signer-one", false),
+            ("test.test:signer-one:a:b", "test.test/signer-one", false),
+            ("test.test:signer-one:", "test.test/signer-one", false),
+            ("a:b", "", false),
+            ("Anchors", "", false),
+        ] {
+            let obj = json!({"metadata": {"name": name}, "spec": {"signerName": signer, "trustBundle": "pem"}});
+            let found = bundle_name(name, false).is_empty() && bundle(&obj).is_empty();
+            assert_eq!(found, is_right, "{name} of {signer}");
+        }
+        assert!(bundle_name("a:b:c-", true).is_empty());
+    }
 }

@@ -5,7 +5,7 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::container::{VOLUME_FIELDS, field_ref, local_path, no_back_steps, resource_field_ref};
-use super::{Errors, Path, complain, each, one_of, required, storage};
+use super::{Errors, Path, complain, each, one_of, required, required_one_of, storage};
 use crate::registry::core::pod_prepare::quantity;
 use crate::registry::object::ObjectExt;
 
@@ -177,9 +177,31 @@ fn projected(source: &Value, path: Path<'_>, errors: &mut Errors) {
             }
             "downwardAPI" => value.list_at(&["items"]).iter().for_each(|item| downward_file(item, path, errors)),
             "serviceAccountToken" => token(value, path, errors),
+            "podCertificate" => pod_certificate(value, path, errors),
             _ => {}
         }
     }
+}
+
+const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+const SHORTEST_CERTIFICATE: i64 = 60 * 60;
+const LONGEST_CERTIFICATE: i64 = 91 * 24 * 60 * 60;
+/// What the cluster's own signers give at most.
+const LONGEST_KUBERNETES_CERTIFICATE: i64 = 24 * 60 * 60;
+
+fn pod_certificate(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    required_one_of(source, "keyType", &KEY_TYPES, path, errors);
+    let Some(seconds) = source["maxExpirationSeconds"].as_i64() else { return };
+    let domain = source.str_at(&["signerName"]).split('/').next().unwrap_or_default();
+    let is_kubernetes = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+    let longest = if is_kubernetes { LONGEST_KUBERNETES_CERTIFICATE } else { LONGEST_CERTIFICATE };
+    let bound = match seconds {
+        ..SHORTEST_CERTIFICATE => format!(">= {SHORTEST_CERTIFICATE}"),
+        seconds if seconds > longest => format!("<= {longest}"),
+        _ => return,
+    };
+    let detail = format!("if provided, maxExpirationSeconds must be {bound}");
+    errors.push(FieldError::invalid(path.field("maxExpirationSeconds"), seconds, detail));
 }
 
 fn token(source: &Value, path: Path<'_>, errors: &mut Errors) {
@@ -193,5 +215,36 @@ fn token(source: &Value, path: Path<'_>, errors: &mut Errors) {
     }
     if let Some(text) = required(source, "path", path, errors) {
         file_path(text, path.field("path"), errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::texts;
+    use super::*;
+
+    #[test]
+    fn certificates_of_pods_live_for_an_hour_up_to_three_months() {
+        for (signer, seconds, bound) in [
+            ("example.com/s", 3599, Some(">= 3600")),
+            ("example.com/s", 3600, None),
+            ("example.com/s", 7_862_400, None),
+            ("example.com/s", 7_862_401, Some("<= 7862400")),
+            ("kubernetes.io/s", 86_401, Some("<= 86400")),
+        ] {
+            let source = json!({"sources": [{"podCertificate":
+                {"signerName": signer, "keyType": "ED25519", "maxExpirationSeconds": seconds}}]});
+            let mut errors = Errors::new();
+            projected(&source, Path::Root("projected"), &mut errors);
+            let expected = bound.map(|bound| {
+                format!(
+                    "projected.sources[0].podCertificate.maxExpirationSeconds: Invalid value: {seconds}: if provided, \
+                     maxExpirationSeconds must be {bound}"
+                )
+            });
+            assert_eq!(texts(&errors), Vec::from_iter(expected), "{signer} {seconds}");
+        }
     }
 }
