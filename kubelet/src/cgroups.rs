@@ -148,21 +148,20 @@ impl Cgroups {
             write_if_there(&directory.join("cpu.weight"), &weight.to_string())?;
             let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
             write_if_there(&directory.join("cpu.max"), &format!("{quota} {}", self.quota_period_us.max(1000)))?;
-            if let Some(limit) = resources.memory_limit {
-                write_if_there(&directory.join("memory.max"), &limit.to_string())?;
-            }
+            let limit = resources.memory_limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
+            write_if_there(&directory.join("memory.max"), &limit)?;
             return Ok(());
         }
         for hierarchy in &self.hierarchies {
             let directory = below(hierarchy, path);
             write_if_there(&directory.join("cpu.shares"), &shares.to_string())?;
-            if let Some(quota) = quota {
+            if quota.is_some() {
                 write_if_there(&directory.join("cpu.cfs_period_us"), &self.quota_period_us.to_string())?;
-                write_if_there(&directory.join("cpu.cfs_quota_us"), &quota.to_string())?;
             }
-            if let Some(limit) = resources.memory_limit {
-                write_if_there(&directory.join("memory.limit_in_bytes"), &limit.to_string())?;
-            }
+            // -1 is no limit: one that a resize took away must not stay.
+            write_if_there(&directory.join("cpu.cfs_quota_us"), &quota.unwrap_or(-1).to_string())?;
+            let limit = resources.memory_limit.unwrap_or(-1).to_string();
+            write_if_there(&directory.join("memory.limit_in_bytes"), &limit)?;
         }
         Ok(())
     }
@@ -237,6 +236,26 @@ mod tests {
         }
         fs::write(root.path().join("cpuset/cpuset.cpus"), "0-1\n").unwrap();
         root
+    }
+
+    #[test]
+    fn limits_come_and_go() {
+        let root = fake_v1();
+        let cgroups = Cgroups::detect(root.path(), "", false, 100_000).unwrap();
+        cgroups.create("/kubepods").unwrap();
+        let files = [
+            "cpu/kubepods/cpu.cfs_period_us",
+            "cpu/kubepods/cpu.cfs_quota_us",
+            "memory/kubepods/memory.limit_in_bytes",
+        ];
+        let files = files.map(|file| root.path().join(file));
+        files.iter().for_each(|file| fs::write(file, "").unwrap());
+        let limited = Resources { cpu_limit: Some(35), memory_limit: Some(4096), ..Resources::default() };
+        for (resources, want) in [(limited, ["100000", "3500", "4096"]), (Resources::default(), ["100000", "-1", "-1"])]
+        {
+            cgroups.limit("/kubepods", &resources).unwrap();
+            assert_eq!(files.each_ref().map(|file| fs::read_to_string(file).unwrap()), want);
+        }
     }
 
     #[test]

@@ -279,6 +279,17 @@ pub fn resources(pod: &Pod, spec: &Spec, node_memory: i64, quota_period: i64) ->
     }
 }
 
+/// To the runtime an absent limit of a running container means "as before"; this says "none" instead.
+pub fn lift_absent_limits(resources: &mut cri::LinuxContainerResources, quota_period: i64) {
+    if resources.cpu_quota == 0 && quota_period > 0 {
+        resources.cpu_quota = -1;
+        resources.cpu_period = quota_period;
+    }
+    if resources.memory_limit_in_bytes == 0 {
+        resources.memory_limit_in_bytes = -1;
+    }
+}
+
 fn security(setup: &ContainerSetup<'_>) -> Result<cri::LinuxContainerSecurityContext, SpecError> {
     let pod_spec = setup.pod.spec.clone().unwrap_or_default();
     let of_pod = pod_security(&pod_spec);

@@ -421,21 +421,36 @@ fn kill_unfit(pod: &Pod, observed: &RuntimePod, facts: &Facts, plan: &mut Plan) 
     }
 }
 
+/// Running containers whose spec asks for other resources than they run with, and what that is.
+fn outgrown<'a>(
+    pod: &'a Pod,
+    observed: &'a RuntimePod,
+    facts: &'a Facts,
+) -> impl Iterator<Item = (&'a Spec, &'a Container, &'a Resources)> {
+    let specs = init_specs(pod).iter().filter(|spec| is_sidecar(spec)).chain(app_specs(pod));
+    specs.filter_map(|spec| {
+        let container = observed.current(&spec.name).filter(|container| container.is_running())?;
+        let applied = facts.applied.get(&container.id)?;
+        (Resources::of(spec.resources.as_ref()) != *applied).then_some((spec, container, applied))
+    })
+}
+
+/// Resources of the spec are not yet those that its containers run with.
+pub fn is_resizing(pod: &Pod, observed: &RuntimePod, facts: &Facts) -> bool {
+    outgrown(pod, observed, facts).next().is_some()
+}
+
 /// Applies changed resources to running containers, in place or by a restart, as the container asks for.
 fn resize(pod: &Pod, observed: &RuntimePod, facts: &Facts, now: Timestamp, plan: &mut Plan) {
     if let Some(retry) = facts.resize_retry.filter(|retry| *retry > now) {
         plan.look_at(retry);
         return;
     }
-    for spec in init_specs(pod).iter().filter(|spec| is_sidecar(spec)).chain(app_specs(pod)) {
-        let Some(container) = observed.current(&spec.name).filter(|container| container.is_running()) else { continue };
-        let Some(applied) = facts.applied.get(&container.id) else { continue };
-        let wanted = Resources::of(spec.resources.as_ref());
-        if wanted == *applied
-            || plan.actions.iter().any(|action| action.lane() == Lane::Container(container.id.clone()))
-        {
+    for (spec, container, applied) in outgrown(pod, observed, facts) {
+        if plan.actions.iter().any(|action| action.lane() == Lane::Container(container.id.clone())) {
             continue;
         }
+        let wanted = Resources::of(spec.resources.as_ref());
         let cpu_changed = (wanted.cpu_request, wanted.cpu_limit) != (applied.cpu_request, applied.cpu_limit);
         let memory_changed = wanted.memory_limit != applied.memory_limit;
         let restarts = spec.resize_policy.iter().flatten().any(|policy| {

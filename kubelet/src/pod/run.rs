@@ -18,10 +18,14 @@ use super::observed::RuntimePod;
 use super::plan::Problem;
 use super::{env, hooks, runtime_uid, status};
 use crate::events::Level;
+use crate::server::logs::line;
 use crate::volumes::{self, VolumeContext, Volumes};
 
 const RETRY: Duration = Duration::from_secs(5);
 const RETRY_SANDBOX: Duration = Duration::from_secs(2);
+/// How often, and how far apart, a pod's cgroup is tried again that is still busy.
+const CGROUP_REMOVALS: usize = 20;
+const CGROUP_PAUSE: Duration = Duration::from_millis(50);
 
 /// One pod's immutable view for one action.
 #[derive(Clone)]
@@ -349,7 +353,8 @@ impl Job {
         if let Err(error) = self.node.cgroups.ensure_pod(&self.pod) {
             tracing::debug!(error = chain(&error), "the pod's cgroup cannot shrink yet");
         }
-        let resources = config::resources(&self.pod, &spec, self.node.memory, self.quota_period());
+        let mut resources = config::resources(&self.pod, &spec, self.node.memory, self.quota_period());
+        config::lift_absent_limits(&mut resources, self.quota_period());
         self.node.state.runtime.update_container_resources(id, resources).await.map_err(|error| error.description())?;
         self.node.cgroups.ensure_pod(&self.pod).map(drop).map_err(|error| chain(&error))
     }
@@ -394,9 +399,17 @@ impl Job {
     }
 
     /// Unmounts the volumes and removes the cgroup. True when nothing is left.
-    pub fn release(&self) -> bool {
+    pub async fn release(&self) -> bool {
         let volumes = volumes::release(self.root(), self.uid());
-        let cgroup = self.node.cgroups.remove_pod(self.uid());
+        // The kernel lets go of the last processes a little after they have ended.
+        let mut cgroup = self.node.cgroups.remove_pod(self.uid());
+        for _ in 0..CGROUP_REMOVALS {
+            if cgroup.is_ok() {
+                break;
+            }
+            tokio::time::sleep(CGROUP_PAUSE).await;
+            cgroup = self.node.cgroups.remove_pod(self.uid());
+        }
         if let Err(error) = &volumes {
             tracing::warn!(pod = self.uid(), error = chain(error), "cannot release volumes");
         }
@@ -434,7 +447,7 @@ fn remove_logs(path: &str) {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     apimachinery::process::error_chain(error)
 }
 
@@ -492,15 +505,17 @@ pub fn termination_message(container: &super::observed::Container) -> String {
     if !text.is_empty() || !use_log {
         return text;
     }
-    // A log line is `<time> <stream> <F or P> <text>`; twice the limit leaves room for that.
-    let log = String::from_utf8_lossy(&read(&container.log_path, 4 * LOG_LIMIT)).into_owned();
-    let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-    let mut text: String =
-        lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|line| format!("{line}\n")).collect();
-    while text.len() > LOG_LIMIT {
-        text.remove(0);
-    }
-    text
+    // Twice the limit and more: room for what the runtime writes before each line.
+    end_of_log(&read(&container.log_path, 4 * LOG_LIMIT), LOG_LINES, LOG_LIMIT)
+}
+
+/// What the last `entries` of a runtime's log say, at most the last `limit` bytes of it. A line that the container
+/// did not end is not ended here.
+fn end_of_log(log: &[u8], entries: usize, limit: usize) -> String {
+    let said: Vec<&[u8]> =
+        log.split_inclusive(|byte| *byte == b'\n').filter_map(line::parse).map(|line| line.content).collect();
+    let text = said[said.len().saturating_sub(entries)..].concat();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(limit)..]).into_owned()
 }
 
 /// Known labels of a pod that only the runtime still knows, as a pod that has been removed everywhere.
@@ -513,4 +528,24 @@ pub fn orphan(labels: &HashMap<String, String>) -> Option<Pod> {
     pod.metadata.namespace = label(keys::POD_NAMESPACE);
     pod.spec = Some(k8s_openapi::api::core::v1::PodSpec::default());
     Some(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_what_the_container_wrote() {
+        let first: &[u8] =
+            b"03:04:05Z stdout F torn\n2026-01-02T03:04:05.1Z stdout F one\n2026-01-02T03:04:06.1Z stderr F two\n";
+        let last: &[u8] = b"2026-01-02T03:04:07.1Z stdout P DONE\n";
+        for (log, entries, limit, want) in [
+            (last.to_vec(), 80, 2048, "DONE"),
+            ([first, last].concat(), 2, 2048, "two\nDONE"),
+            ([first, last].concat(), 80, 6, "o\nDONE"),
+            (b"no log at all\n".to_vec(), 80, 2048, ""),
+        ] {
+            assert_eq!(end_of_log(&log, entries, limit), want);
+        }
+    }
 }

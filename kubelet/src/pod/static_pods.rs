@@ -23,6 +23,11 @@ pub struct Source {
     period: Duration,
 }
 
+/// Listing a directory that does not exist: that is no static pods, not an error.
+fn is_missing(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ManifestError {
     #[error("cannot read it")]
@@ -68,6 +73,8 @@ impl Source {
     fn read_all(&self) -> Vec<Pod> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
+            // Said once, when the watch was set up.
+            Err(error) if is_missing(&error) => return Vec::new(),
             Err(error) => {
                 tracing::warn!(path = %self.directory.display(), %error, "cannot list static pods");
                 return Vec::new();
@@ -174,6 +181,10 @@ impl DirectoryWatch {
         };
         match open() {
             Ok((queue, inotify)) => Self { queue: Some(queue), _inotify: Some(inotify) },
+            Err(error) if is_missing(&error) => {
+                tracing::debug!(path = %directory.display(), "no directory of static pods, looking from time to time");
+                Self { queue: None, _inotify: None }
+            }
             Err(error) => {
                 let path = directory.display();
                 tracing::warn!(%path, %error, "cannot watch for static pods, looking from time to time");
@@ -208,6 +219,18 @@ mod tests {
         assert_ne!(first.metadata.uid, pod(&text.replace("image: i", "image: j")).metadata.uid);
         let mirror = mirror(&first, "node1", "uid");
         assert_eq!(super::super::runtime_uid(&mirror), first.metadata.uid.as_deref().unwrap());
+    }
+
+    #[test]
+    fn a_directory_may_be_missing_and_come_later() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("manifests");
+        let source = Source { directory: directory.clone(), node_name: "n".to_owned(), period: Duration::from_secs(1) };
+        assert!(source.read_all().is_empty());
+        fs::create_dir(&directory).unwrap();
+        let text = "kind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: c}]}\n";
+        fs::write(directory.join("x.yaml"), text).unwrap();
+        assert_eq!(source.read_all().len(), 1);
     }
 
     #[test]

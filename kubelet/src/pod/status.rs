@@ -16,6 +16,9 @@ use super::plan::{self, Facts};
 const OWN_CONDITIONS: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// The kubelet's as well, but there only while it is true.
+const RESIZING: &str = "PodResizeInProgress";
+
 /// What the status depends on beside the pod and the runtime.
 pub struct Context<'a> {
     pub facts: &'a Facts,
@@ -398,8 +401,7 @@ fn conditions(
 ) -> Vec<PodCondition> {
     let phase = status.phase.as_deref().unwrap_or_default();
     let foreign = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let mut list: Vec<PodCondition> =
-        foreign.filter(|condition| !OWN_CONDITIONS.contains(&condition.type_.as_str())).cloned().collect();
+    let mut list: Vec<PodCondition> = foreign.filter(|condition| !is_own(&condition.type_)).cloned().collect();
     let init_statuses = status.init_container_statuses.as_deref().unwrap_or_default();
     let statuses = status.container_statuses.as_deref().unwrap_or_default();
 
@@ -419,7 +421,15 @@ fn conditions(
     ] {
         list.push(condition(type_, verdict, pod, cx));
     }
+    if plan::is_resizing(pod, observed, cx.facts) {
+        let reason = cx.facts.resize_retry.map(|_| "Error");
+        list.push(condition(RESIZING, Verdict { reason, ..Verdict::yes() }, pod, cx));
+    }
     list
+}
+
+fn is_own(type_: &str) -> bool {
+    OWN_CONDITIONS.contains(&type_) || type_ == RESIZING
 }
 
 /// One condition's answer before it gets its times.
@@ -576,12 +586,11 @@ fn canonical(value: &Value) -> Value {
 
 fn changed_conditions(old: Option<&Value>, new: &Value) -> Option<Value> {
     let old: Vec<Value> = old.and_then(Value::as_array).into_iter().flatten().map(canonical).collect();
-    let changed: Vec<Value> = new
-        .as_array()?
+    let new = new.as_array()?;
+    let is_resizing = |list: &[Value]| list.iter().any(|condition| condition["type"] == RESIZING);
+    let mut changed: Vec<Value> = new
         .iter()
-        .filter(|condition| {
-            OWN_CONDITIONS.iter().any(|own| condition["type"] == *own) && !old.contains(&canonical(condition))
-        })
+        .filter(|condition| condition["type"].as_str().is_some_and(is_own) && !old.contains(&canonical(condition)))
         .map(|condition| {
             let mut condition = condition.clone();
             // A merge keeps what it does not name.
@@ -593,6 +602,9 @@ fn changed_conditions(old: Option<&Value>, new: &Value) -> Option<Value> {
             condition
         })
         .collect();
+    if is_resizing(&old) && !is_resizing(new) {
+        changed.push(json!({"$patch": "delete", "type": RESIZING}));
+    }
     (!changed.is_empty()).then_some(Value::Array(changed))
 }
 

@@ -156,3 +156,18 @@ fn a_patch_names_only_changes_and_own_conditions() {
     assert_eq!(types, ["Ready", "ContainersReady"]);
     assert_eq!(status["conditions"][0]["reason"], Value::Null);
 }
+
+#[test]
+fn a_resize_shows_until_it_is_done() {
+    let pod = pod("{containers: [{name: a, resources: {limits: {cpu: 35m}}}]}");
+    let running = observed(vec![container("a", RunState::Running, 0)]);
+    let with = |cpu_limit| {
+        let applied = crate::pod::qos::Resources { cpu_limit, ..Default::default() };
+        compute(&pod, &running, &Facts { applied: [("a0".to_owned(), applied)].into(), ..Facts::default() })
+    };
+    let (during, after) = (with(None), with(Some(35)));
+    assert!(conditions(&during).ends_with("PodResizeInProgress=True"));
+    assert!(!conditions(&after).contains("PodResizeInProgress"));
+    let patch = patch("u", &during, &after).unwrap().unwrap();
+    assert_eq!(patch["status"]["conditions"], json!([{"$patch": "delete", "type": "PodResizeInProgress"}]));
+}

@@ -392,7 +392,7 @@ impl Worker {
                     job.remove_sandbox(&id).await;
                     Outcome::Done
                 }
-                Action::Release => Outcome::Released(job.release()),
+                Action::Release => Outcome::Released(job.release().await),
                 Action::Delete => Outcome::Deleted(api::delete(job.node.objects.client(), object.as_deref()).await),
                 Action::Forget => {
                     job.forget();
