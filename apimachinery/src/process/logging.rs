@@ -27,7 +27,18 @@ impl LogArgs {
         // Libraries below the components are only heard from when something is wrong, unless asked for.
         let library = if self.verbosity >= 8 { level } else { LevelFilter::WARN };
         let mut targets = Targets::new().with_default(level);
-        for name in ["h2", "hyper", "hyper_util", "rustls", "tower", "tonic", "tokio_tungstenite", "tungstenite", "kube_client", "netlink_proto"] {
+        for name in [
+            "h2",
+            "hyper",
+            "hyper_util",
+            "rustls",
+            "tower",
+            "tonic",
+            "tokio_tungstenite",
+            "tungstenite",
+            "kube_client",
+            "netlink_proto",
+        ] {
             targets = targets.with_target(name, library);
         }
         match self.vmodule.parse::<Targets>() {

@@ -105,18 +105,24 @@ impl StatusServer {
         Ok(())
     }
 
-    async fn serve(self: Arc<Self>, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
+    async fn serve(
+        self: Arc<Self>,
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) {
         let service = service_fn(move |request: Request<Incoming>| {
             let server = self.clone();
             async move { Ok::<_, Infallible>(server.answer(&request)) }
         });
-        if let Err(error) = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await {
+        if let Err(error) =
+            auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
+        {
             tracing::debug!(%error, "status connection ended");
         }
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let verbose = request.uri().query().is_some_and(|q| q.split('&').any(|p| p.split('=').next() == Some("verbose")));
+        let verbose =
+            request.uri().query().is_some_and(|q| q.split('&').any(|p| p.split('=').next() == Some("verbose")));
         let (status, content_type, body) = match request.uri().path() {
             path @ ("/healthz" | "/livez" | "/readyz") => {
                 let (status, body) = self.checks.report(&path[1..], verbose);

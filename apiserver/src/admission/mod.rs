@@ -186,7 +186,13 @@ mod tests {
     fn flags_choose_the_plugins() {
         assert!(names(|_| {}).contains(&"ServiceAccount"));
         assert!(!names(|_| {}).contains(&"NodeRestriction"));
-        assert!(names(|config| config.enable_admission_plugins = vec!["NodeRestriction".into()]).contains(&"NodeRestriction"));
-        assert!(!names(|config| config.disable_admission_plugins = vec!["ServiceAccount".into()]).contains(&"ServiceAccount"));
+        assert!(
+            names(|config| config.enable_admission_plugins = vec!["NodeRestriction".into()])
+                .contains(&"NodeRestriction")
+        );
+        assert!(
+            !names(|config| config.disable_admission_plugins = vec!["ServiceAccount".into()])
+                .contains(&"ServiceAccount")
+        );
     }
 }
