@@ -319,7 +319,7 @@ mod tests {
             ),
             (
                 json!({"size": 1, "color": "x"}),
-                vec![r#"spec.color: Unsupported value: "x": supported values: "green", "red""#],
+                vec![r#"spec.color: Unsupported value: "x": supported values: "red", "green""#],
             ),
             (
                 json!({"size": 1, "name": "a1"}),
