@@ -71,10 +71,15 @@ impl Cluster {
         self.try_kubectl_stdin(args, manifest).unwrap_or_else(|error| panic!("kubectl {}: {error}", args.join(" ")))
     }
 
-    /// An object, or a list of them, as JSON.
+    /// An object, or a list of them, as JSON; the error is what kubectl printed.
+    pub fn try_get(&self, args: &[&str]) -> Result<Value, String> {
+        let text = self.try_kubectl(&[&["get", "-o", "json"], args].concat())?;
+        serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))
+    }
+
+    /// An object, or a list of them, which must be there.
     pub fn get(&self, args: &[&str]) -> Value {
-        let text = self.kubectl(&[&["get", "-o", "json"], args].concat());
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("kubectl get {}: {error}: {text}", args.join(" ")))
+        self.try_get(args).unwrap_or_else(|error| panic!("kubectl get {}: {error}", args.join(" ")))
     }
 
     /// kubectl in the background, such as a port-forward; ended when dropped.
@@ -132,6 +137,10 @@ impl Namespace<'_> {
         self.cluster.kubectl_stdin(&["-n", &self.name, "apply", "-f", "-"], manifest)
     }
 
+    pub fn try_get(&self, args: &[&str]) -> Result<Value, String> {
+        self.cluster.try_get(&[&["-n", &self.name], args].concat())
+    }
+
     pub fn get(&self, args: &[&str]) -> Value {
         self.cluster.get(&[&["-n", &self.name], args].concat())
     }
@@ -139,7 +148,7 @@ impl Namespace<'_> {
     /// Waits until `count` pods with the label are Ready; answers them.
     pub fn ready_pods(&self, selector: &str, count: usize) -> Vec<Value> {
         poll(&format!("{count} pods with {selector} are Ready"), LIMIT, || {
-            let list = self.get(&["pods", "-l", selector]);
+            let list = self.try_get(&["pods", "-l", selector])?;
             let pods = list["items"].as_array().cloned().unwrap_or_default();
             let living: Vec<Value> =
                 pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();

@@ -108,11 +108,11 @@ fn pods_of_a_lost_node_are_replaced() {
     cluster.in_node("node2", &["ip", "link", "set", "eth0", "down"]).expect("the link goes down");
     let limit = Duration::from_secs(120);
     poll("node2 is not ready", limit, || {
-        let node = cluster.get(&["node", "node2"]);
+        let node = cluster.try_get(&["node", "node2"])?;
         check(!is_ready(&node), || format!("Ready={}", condition(&node, "Ready")))
     });
     poll("both pods run on node1", limit, || {
-        let list = ns.get(&["pods", "-l", "app=web"]);
+        let list = ns.try_get(&["pods", "-l", "app=web"])?;
         let running = list["items"].as_array().into_iter().flatten().filter(|pod| {
             is_ready(pod) && text(&pod["spec"]["nodeName"]) == "node1" && pod["metadata"]["deletionTimestamp"].is_null()
         });
@@ -125,7 +125,7 @@ fn pods_of_a_lost_node_are_replaced() {
         cluster.in_node("node2", &argv).expect("the link comes back");
     }
     poll("node2 rejoins", limit, || {
-        let node = cluster.get(&["node", "node2"]);
+        let node = cluster.try_get(&["node", "node2"])?;
         check(is_ready(&node), || format!("Ready={}", condition(&node, "Ready")))
     });
 }

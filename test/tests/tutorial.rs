@@ -56,7 +56,7 @@ fn a_replication_controller_is_created_exposed_scaled_labelled_and_deleted() {
 
     ns.kubectl(&["delete", "rc", "web"]);
     poll("all pods of the deleted controller are gone", LIMIT, || {
-        let left = ns.get(&["pods"]);
+        let left = ns.try_get(&["pods"])?;
         check(left["items"].as_array().is_some_and(Vec::is_empty), || left["items"].to_string())
     });
     assert_eq!(pods.len(), 2);

@@ -11,13 +11,21 @@ use etcd_client::{
     KvClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Change, Entry, Expect, Outcome, Page, Store, StoreError, StoreResult, WatchStream};
 use crate::config::Config;
 
 /// How long a single request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// A member that vanishes without a word (its machine is cut off) is found dead after these two together. etcd closes
+/// connections that are asked more often than every 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(2);
+/// How long one member may take over a request that another could answer as well.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// The pause before a request goes to another member.
+const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 /// A page of large objects, or a watch that catches up, is bigger than gRPC's default of 4 MiB.
 const MESSAGE_MAX: usize = 512 << 20;
 /// Keys with a time to live share a lease: at most this many, granted at most this long ago.
@@ -44,7 +52,7 @@ impl Etcd {
     pub async fn connect(config: &Config) -> StoreResult<Self> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(5))
-            .with_keep_alive(Duration::from_secs(30), Duration::from_secs(10));
+            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_ANSWER);
         if let Some(tls) = tls_options(config)? {
             options = options.with_tls(tls);
         }
@@ -61,8 +69,11 @@ impl Etcd {
         key: Vec<u8>,
         options: Option<GetOptions>,
     ) -> StoreResult<GetResponse> {
-        let mut kv = self.kv.clone();
-        bounded(operation, kv.get(key, options)).await
+        bounded(operation, Repeat::Any, || {
+            let (mut kv, key, options) = (self.kv.clone(), key.clone(), options.clone());
+            async move { kv.get(key, options).await }
+        })
+        .await
     }
 
     /// Runs `then` when the key is as expected, else reads the key.
@@ -81,8 +92,11 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, signed(revision))])
             .and_then([then])
             .or_else([TxnOp::get(key, None)]);
-        let mut kv = self.kv.clone();
-        let response = bounded(operation, kv.txn(txn)).await?;
+        let response = bounded(operation, Repeat::Unsent, || {
+            let (mut kv, txn) = (self.kv.clone(), txn.clone());
+            async move { kv.txn(txn).await }
+        })
+        .await?;
         if response.succeeded() {
             return Ok(Outcome::Done(response.header().map_or(0, |header| unsigned(header.revision()))));
         }
@@ -105,8 +119,11 @@ impl Etcd {
             return Ok(lease.id);
         }
         let seconds = i64::try_from((ttl + LEASE_REUSE).as_secs()).unwrap_or(i64::MAX);
-        let mut client = self.client.lease_client();
-        let granted = bounded("grant a lease", client.grant(seconds, None)).await?;
+        let granted = bounded("grant a lease", Repeat::Any, || {
+            let mut client = self.client.lease_client();
+            async move { client.grant(seconds, None).await }
+        })
+        .await?;
         *shared = Some(SharedLease { id: granted.id(), ttl, granted: Instant::now(), keys: 1 });
         Ok(granted.id())
     }
@@ -147,8 +164,12 @@ impl Store for Etcd {
 
     async fn watch(&self, prefix: &str, after: u64) -> StoreResult<Box<dyn WatchStream>> {
         let options = WatchOptions::new().with_range(prefix_end(prefix)).with_start_revision(signed(after + 1));
-        let mut client = self.client.watch_client().max_decoding_message_size(MESSAGE_MAX);
-        let stream = bounded("start a watch", client.watch(prefix, Some(options))).await?;
+        let stream = bounded("start a watch", Repeat::Any, || {
+            let mut client = self.client.watch_client().max_decoding_message_size(MESSAGE_MAX);
+            let (prefix, options) = (prefix.to_owned(), options.clone());
+            async move { client.watch(prefix, Some(options)).await }
+        })
+        .await?;
         Ok(Box::new(EtcdWatch(stream)))
     }
 
@@ -160,14 +181,20 @@ impl Store for Etcd {
     }
 
     async fn touch(&self, prefix: &str) -> StoreResult<u64> {
-        let mut kv = self.kv.clone();
-        let response = bounded("write the freshness key", kv.put(format!("{prefix}/{TOUCHED}"), "", None)).await?;
+        let response = bounded("write the freshness key", Repeat::Any, || {
+            let (mut kv, key) = (self.kv.clone(), format!("{prefix}/{TOUCHED}"));
+            async move { kv.put(key, "", None).await }
+        })
+        .await?;
         Ok(response.header().map_or(0, |header| unsigned(header.revision())))
     }
 
     async fn compact(&self, revision: u64) -> StoreResult<()> {
-        let mut kv = self.kv.clone();
-        match bounded("compact history", kv.compact(signed(revision), None)).await {
+        let compacted = bounded("compact history", Repeat::Any, || {
+            let mut kv = self.kv.clone();
+            async move { kv.compact(signed(revision), None).await }
+        });
+        match compacted.await {
             Ok(_) | Err(StoreError::Compacted) => Ok(()),
             Err(error) => Err(error),
         }
@@ -234,13 +261,44 @@ fn unsigned(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }
 
-async fn bounded<T>(
-    operation: &'static str,
-    request: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> StoreResult<T> {
-    match timeout(TIMEOUT, request).await {
-        Ok(answer) => answer.map_err(|error| failed(operation, error)),
-        Err(_) => Err(StoreError::Timeout { operation }),
+/// Which failures let a request be sent again, when a member of the cluster is gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Any: doing it twice does no harm.
+    Any,
+    /// Those of which it is certain that no member has seen the request.
+    Unsent,
+}
+
+impl Repeat {
+    fn allows(self, error: &etcd_client::Error) -> bool {
+        let etcd_client::Error::GRpcStatus(status) = error else { return false };
+        // The connection's error is only told by its text.
+        let unsent = status.message().contains("tcp connect error");
+        status.code() == tonic::Code::Unavailable && (self == Self::Any || unsent)
+    }
+}
+
+/// Sends a request, and sends it again to another member while that is allowed, at most for [`TIMEOUT`] in all.
+async fn bounded<T, F>(operation: &'static str, repeat: Repeat, request: impl Fn() -> F) -> StoreResult<T>
+where
+    F: Future<Output = Result<T, etcd_client::Error>>,
+{
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let patience = if repeat == Repeat::Any { deadline.min(Instant::now() + ATTEMPT) } else { deadline };
+        match timeout_at(patience, request()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if repeat.allows(&error) && Instant::now() + REPEAT_PAUSE < deadline => {
+                tracing::debug!(operation, %error, "a store member does not answer; trying again");
+                tokio::time::sleep(REPEAT_PAUSE).await;
+            }
+            Ok(Err(error)) => return Err(failed(operation, error)),
+            Err(_) if Instant::now() + REPEAT_PAUSE < deadline => {
+                tracing::debug!(operation, "a store member is silent; trying again");
+            }
+            Err(_) => return Err(StoreError::Timeout { operation }),
+        }
     }
 }
 

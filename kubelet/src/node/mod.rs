@@ -190,6 +190,11 @@ impl NodeAgent {
                 images = self.images().await;
                 images_at = tokio::time::Instant::now();
             }
+            // Others write the status too: a node that was cut off is declared unknown, and must contradict.
+            match self.nodes.get(&self.identity.name).await {
+                Ok(current) => node = current,
+                Err(error) => tracing::debug!(error = api_error(&error), "cannot read the node's own object"),
+            }
             let previous = node.status.clone().unwrap_or_default();
             let current = self.status(&previous, &images).await;
             let due = sent_at.is_none_or(|at| at.elapsed() >= config.node_status_report_frequency.0);
