@@ -10,6 +10,7 @@ pub mod admission;
 pub mod auth;
 pub mod bootstrap;
 pub mod cache;
+pub mod cel;
 pub mod config;
 pub mod extensions;
 pub mod http;

@@ -4,8 +4,10 @@
 
 mod certificates;
 mod classes;
+mod conditions;
 mod default_tolerations;
 mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
@@ -15,6 +17,7 @@ mod resource_quota;
 mod resources;
 mod service_account;
 mod storage;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -22,11 +25,13 @@ use apimachinery::meta::{GroupResource, GroupVersionKind, GroupVersionResource};
 use apimachinery::status::{Result, Status};
 use async_trait::async_trait;
 use serde_json::Value;
+pub use webhook::Reinvocation;
 
 use crate::auth::UserInfo;
 use crate::config::Config;
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
+use crate::verbs::WriteOptions;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -34,6 +39,35 @@ pub enum Operation {
     Update,
     Delete,
     Connect,
+}
+
+impl Operation {
+    /// As in rules and reviews.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// Texts for `Warning` headers of the answer, whatever it will be; each is kept once.
+#[derive(Debug, Default)]
+pub struct Warnings(parking_lot::Mutex<Vec<String>>);
+
+impl Warnings {
+    pub fn add(&self, text: &str) {
+        let mut texts = self.0.lock();
+        if !texts.iter().any(|known| known == text) {
+            texts.push(text.to_owned());
+        }
+    }
+
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock())
+    }
 }
 
 /// One write on its way in.
@@ -49,8 +83,9 @@ pub struct AdmissionRequest<'a> {
     pub old: Option<&'a Value>,
     pub user: &'a UserInfo,
     pub dry_run: bool,
-    /// `CreateOptions`, `UpdateOptions` or `DeleteOptions`; `Null` when none were given.
-    pub options: &'a Value,
+    pub options: &'a WriteOptions,
+    pub warnings: &'a Warnings,
+    pub reinvocation: Reinvocation,
 }
 
 impl AdmissionRequest<'_> {
@@ -135,6 +170,8 @@ fn all(config: &Config) -> Vec<(Box<dyn Plugin>, bool)> {
         (Box::new(certificates::CertificateSigning), true),
         (Box::new(certificates::CertificateSubjectRestriction), true),
         (Box::new(classes::DefaultIngressClass), true),
+        (Box::<webhook::MutatingAdmissionWebhook>::default(), true),
+        (Box::<webhook::ValidatingAdmissionWebhook>::default(), true),
         (Box::<resource_quota::ResourceQuota>::default(), true),
     ]
 }
@@ -157,6 +194,15 @@ impl Admission {
     }
 
     pub async fn admit(&self, server: &Arc<Server>, request: &mut AdmissionRequest<'_>) -> Result<()> {
+        self.admit_once(server, request).await?;
+        if request.reinvocation.is_wanted {
+            request.reinvocation.begin_again();
+            self.admit_once(server, request).await?;
+        }
+        Ok(())
+    }
+
+    async fn admit_once(&self, server: &Arc<Server>, request: &mut AdmissionRequest<'_>) -> Result<()> {
         let operation = request.operation;
         for plugin in self.plugins.iter().filter(|plugin| plugin.handles(operation)) {
             plugin.admit(server, request).await?;

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use super::resources::{self, Input, Output};
 use super::{Request, RequestInfo, Response, error, metrics, proxy, routes};
+use crate::admission::Warnings;
 use crate::auth::{Attributes, AuthnRequest, Decision, UserInfo};
 use crate::server::Server;
 
@@ -66,10 +67,12 @@ async fn answer(server: Arc<Server>, peer_certs: Arc<[CertificateDer<'static>]>,
     let started = Instant::now();
     let served =
         server.registry.get(&info.api_group, &info.resource).is_some_and(|r| r.version(&info.api_version).is_some());
-    let answered = AssertUnwindSafe(chain(&server, &peer_certs, &info, request)).catch_unwind().await;
+    let warnings = Arc::new(Warnings::default());
+    let answered =
+        AssertUnwindSafe(chain(&server, &peer_certs, &info, request, &warnings)).catch_unwind().await;
     let mut response = match answered {
-        Ok(Ok(output)) => with_warnings(output),
-        Ok(Err(status)) => error::response(&status, encoding),
+        Ok(Ok(output)) => with_warnings(output.response, output.warnings.into_iter().chain(warnings.take())),
+        Ok(Err(status)) => with_warnings(error::response(&status, encoding), warnings.take().into_iter()),
         Err(_) => {
             tracing::error!(path = info.path, verb = info.verb, "a request made the server panic");
             error::response(
@@ -91,6 +94,7 @@ async fn chain(
     peer_certs: &[CertificateDer<'static>],
     info: &RequestInfo,
     request: Request,
+    warnings: &Arc<Warnings>,
 ) -> Result<Output, Status> {
     let _permit = server.in_flight.admit(info)?;
     let _counted = (!info.is_long_running()).then(|| metrics::InFlight::start(info.is_mutating()));
@@ -99,12 +103,12 @@ async fn chain(
     let user = server.auth.impersonate(server, user, request.headers()).await?;
     authorize(server, &user, info)?;
     if proxy::is_connect(info) {
-        return proxy::connect(server, info, request).await.map(Into::into);
+        return proxy::connect(server, &user, info, request, warnings).await.map(Into::into);
     }
     if !info.is_resource {
         return routes::route(server, info, request.headers()).await.map(Into::into).ok_or_else(Status::path_not_found);
     }
-    serve_resource(server, &user, info, request).await
+    serve_resource(server, &user, info, request, warnings.clone()).await
 }
 
 async fn serve_resource(
@@ -112,11 +116,12 @@ async fn serve_resource(
     user: &UserInfo,
     info: &RequestInfo,
     request: Request,
+    warnings: Arc<Warnings>,
 ) -> Result<Output, Status> {
     let (parts, body) = request.into_parts();
     let work = async {
         let body = read_body(body).await?;
-        let input = Input { server, user, info, method: &parts.method, headers: &parts.headers, body };
+        let input = Input { server, user, info, method: &parts.method, headers: &parts.headers, body, warnings };
         resources::serve(&input).await
     };
     match timeout(request_timeout(server, info), work).await {
@@ -153,10 +158,9 @@ fn authorize(server: &Arc<Server>, user: &UserInfo, info: &RequestInfo) -> Resul
     }
 }
 
-fn with_warnings(output: Output) -> Response {
-    let mut response = output.response;
+fn with_warnings(mut response: Response, warnings: impl Iterator<Item = String>) -> Response {
     let mut size = 0;
-    for text in output.warnings {
+    for text in warnings {
         let text: String = text.chars().filter(|c| !c.is_control()).collect();
         size += text.len();
         if size > WARNINGS_MAX {

@@ -12,6 +12,7 @@ pub mod listener;
 pub mod metrics;
 pub mod negotiate;
 pub mod openapi;
+pub mod outbound;
 pub mod proxy;
 pub mod render;
 pub mod request_info;

@@ -9,14 +9,18 @@ use apimachinery::status::{FieldError, Result, Status};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::links;
-use super::upgrade::{Identity, Outbound, OutboundError, forward, outbound, reach_error, wants_upgrade};
+use super::outbound::{Identity, Outbound, OutboundError, Trust, outbound};
+use super::upgrade::{forward, reach_error, wants_upgrade};
 use super::{Request, RequestInfo, Response, full};
+use crate::admission::{Operation, Warnings};
+use crate::auth::UserInfo;
 use crate::config::Config;
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
+use crate::verbs::Call;
 
 /// What is read at most of a backend's error message.
 const ERROR_LIMIT: usize = 50_000;
@@ -34,10 +38,10 @@ pub struct Proxies {
 impl Proxies {
     pub fn build(config: &Config) -> std::result::Result<Self, OutboundError> {
         let certificate = config.kubelet_client_certificate.as_deref().zip(config.kubelet_client_key.as_deref());
-        let kubelet = Identity { certificate, authority: config.kubelet_certificate_authority.as_deref() };
+        let trust = config.kubelet_certificate_authority.as_deref().map_or(Trust::Anyone, Trust::File);
         Ok(Self {
-            kubelets: outbound(&kubelet, config.kubelet_timeout)?,
-            pods: outbound(&Identity::default(), config.kubelet_timeout)?,
+            kubelets: outbound(&Identity { certificate, trust }, None, config.kubelet_timeout)?,
+            pods: outbound(&Identity::new(Trust::Anyone), None, config.kubelet_timeout)?,
             address_types: config.kubelet_preferred_address_types.clone(),
         })
     }
@@ -59,7 +63,14 @@ pub fn is_connect(info: &RequestInfo) -> bool {
 }
 
 /// Answers what the backend answers. Only for requests that `is_connect`.
-pub async fn connect(server: &Arc<Server>, info: &RequestInfo, request: Request) -> Result<Response> {
+pub async fn connect(
+    server: &Arc<Server>,
+    user: &UserInfo,
+    info: &RequestInfo,
+    request: Request,
+    warnings: &Arc<Warnings>,
+) -> Result<Response> {
+    admit(server, user, info, warnings).await?;
     match (info.resource.as_str(), info.subresource.as_str()) {
         ("pods", "log") => log(server, info, request).await,
         ("pods", "exec" | "attach" | "portforward") => stream(server, info, request).await,
@@ -80,6 +91,57 @@ pub async fn connect(server: &Arc<Server>, info: &RequestInfo, request: Request)
             };
             proxied(server, client, &base, info, request).await
         }
+    }
+}
+
+/// Asks admission about the connection; what it is asked about are the options of the request as an object.
+async fn admit(server: &Arc<Server>, user: &UserInfo, info: &RequestInfo, warnings: &Arc<Warnings>) -> Result<()> {
+    if info.subresource == "log" {
+        return Ok(());
+    }
+    let resource = server.registry.get(&info.api_group, &info.resource).ok_or_else(Status::path_not_found)?;
+    let served = resource.version(&info.api_version).ok_or_else(Status::path_not_found)?.clone();
+    let mut options = json!({"kind": options_kind(info), "apiVersion": "v1"});
+    match info.subresource.as_str() {
+        "exec" | "attach" => {
+            for stream in ["stdin", "stdout", "stderr", "tty"] {
+                if info.flag(stream) {
+                    options[stream] = true.into();
+                }
+            }
+            if let Some(container) = info.param("container") {
+                options["container"] = container.into();
+            }
+            let command: Vec<&str> = info.params("command").collect();
+            if !command.is_empty() {
+                options["command"] = json!(command);
+            }
+        }
+        "portforward" => {
+            let ports: Vec<i64> = info.params("ports").filter_map(|port| port.parse().ok()).collect();
+            options["ports"] = json!(ports);
+        }
+        _ => options["path"] = info.param("path").unwrap_or_default().into(),
+    }
+    let call = Call {
+        namespace: info.namespace.clone(),
+        name: info.name.clone(),
+        subresource: info.subresource.clone(),
+        warnings: warnings.clone(),
+        ..Call::new(server, user, resource, served)
+    };
+    call.admit(Operation::Connect, &info.name, &mut options, None).await?;
+    call.validate_admission(Operation::Connect, &info.name, &mut options, None).await
+}
+
+fn options_kind(info: &RequestInfo) -> &'static str {
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        (_, "exec") => "PodExecOptions",
+        (_, "attach") => "PodAttachOptions",
+        (_, "portforward") => "PodPortForwardOptions",
+        ("services", _) => "ServiceProxyOptions",
+        ("nodes", _) => "NodeProxyOptions",
+        _ => "PodProxyOptions",
     }
 }
 

@@ -14,7 +14,7 @@ use super::negotiate::{self, Format, Shape};
 use super::render::{self, Renderer};
 use super::table::IncludeObject;
 use super::{RequestInfo, Response, watch};
-use crate::admission::Operation;
+use crate::admission::{Operation, Warnings};
 use crate::auth::UserInfo;
 use crate::cache::{Selection, Start, WatchError};
 use crate::registry::object::ObjectExt;
@@ -32,6 +32,8 @@ pub struct Input<'a> {
     pub method: &'a Method,
     pub headers: &'a HeaderMap,
     pub body: Bytes,
+    /// What admission wants the client to know, also when the request fails.
+    pub warnings: Arc<Warnings>,
 }
 
 /// The answer, and texts for `Warning` headers.
@@ -70,6 +72,7 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
         name: info.name.clone(),
         subresource: info.subresource.clone(),
         options: write_options(input)?,
+        warnings: input.warnings.clone(),
         ..Call::new(input.server, input.user, resource.clone(), served.clone())
     };
     let request = Request {
@@ -125,6 +128,7 @@ fn write_options(input: &Input<'_>) -> Result<WriteOptions> {
         field_manager: manager.chars().take(128).collect(),
         field_validation,
         force: info.flag("force"),
+        is_patch: info.verb == "patch",
     })
 }
 
@@ -339,6 +343,7 @@ impl Request<'_> {
             namespace: self.call.namespace.clone(),
             name: self.call.name.clone(),
             subresource: self.call.subresource.clone(),
+            warnings: self.call.warnings.clone(),
             ..Call::new(self.call.server, self.call.user, self.call.resource.clone(), self.call.served.clone())
         }
     }

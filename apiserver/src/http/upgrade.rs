@@ -1,28 +1,17 @@
 //! Passing a request on to another server and its answer back, streaming both ways. When the other side switches
 //! protocols (WebSocket, SPDY), the two connections are joined byte for byte; nothing here understands the protocols.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-
 use http::header::{
     AUTHORIZATION, CONNECTION, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use http_body_util::BodyExt;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, Request, Response, full};
+use super::outbound::Outbound;
+use super::{Request, Response, full};
 
 /// Names of the headers that only concern one hop.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -36,118 +25,6 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     TRANSFER_ENCODING,
     UPGRADE,
 ];
-
-pub type Outbound = Client<HttpsConnector<HttpConnector>, Body>;
-
-#[derive(Debug, thiserror::Error)]
-pub enum OutboundError {
-    #[error("cannot read {path}")]
-    Read { path: PathBuf, source: rustls::pki_types::pem::Error },
-    #[error("{path} holds an unusable certificate")]
-    Authority { path: PathBuf, source: rustls::Error },
-    #[error("client certificate and key do not fit together")]
-    Identity(#[source] rustls::Error),
-    #[error("no protocol versions for outbound TLS")]
-    Versions(#[source] rustls::Error),
-}
-
-/// How to reach one kind of backend.
-#[derive(Default)]
-pub struct Identity<'a> {
-    /// Certificate and key to show.
-    pub certificate: Option<(&'a Path, &'a Path)>,
-    /// Who may vouch for the backend; nobody needs to when absent, as upstream has it.
-    pub authority: Option<&'a Path>,
-}
-
-/// A client that keeps a few idle connections per backend.
-pub fn outbound(identity: &Identity<'_>, connect_timeout: Duration) -> Result<Outbound, OutboundError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(OutboundError::Versions)?;
-    let builder = match identity.authority {
-        Some(path) => builder.with_root_certificates(roots(path)?),
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider))),
-    };
-    let config = match identity.certificate {
-        Some((certificate, key)) => {
-            let read = |path: &Path| {
-                let path = path.to_owned();
-                move |source| OutboundError::Read { path, source }
-            };
-            let chain =
-                CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect).map_err(read(certificate))?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(read(key))?;
-            builder.with_client_auth_cert(chain, key).map_err(OutboundError::Identity)?
-        }
-        None => builder.with_no_client_auth(),
-    };
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(connect_timeout));
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(config)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(connector);
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(hyper_util::rt::TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(30))
-        .pool_max_idle_per_host(2)
-        .build(connector))
-}
-
-fn roots(path: &Path) -> Result<RootCertStore, OutboundError> {
-    let mut roots = RootCertStore::empty();
-    let read = |source| OutboundError::Read { path: path.to_owned(), source };
-    for certificate in CertificateDer::pem_file_iter(path).map_err(read)? {
-        let certificate = certificate.map_err(read)?;
-        roots.add(certificate).map_err(|source| OutboundError::Authority { path: path.to_owned(), source })?;
-    }
-    Ok(roots)
-}
-
-/// Takes any server for what it says it is: pods and services have no names that anybody vouches for, and kubelets
-/// only with `--kubelet-certificate-authority`.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
 
 /// Whether the client asks to switch protocols.
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
@@ -261,8 +138,11 @@ fn hide_token_protocol(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::outbound::{Identity, Trust, outbound};
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -313,7 +193,7 @@ mod tests {
     async fn front(backend: std::net::SocketAddr) -> std::net::SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let client = outbound(&Identity::default(), Duration::from_secs(5)).unwrap();
+        let client = outbound(&Identity::new(Trust::Anyone), None, Duration::from_secs(5)).unwrap();
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {

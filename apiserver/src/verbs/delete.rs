@@ -110,8 +110,11 @@ pub async fn delete(call: &Call<'_>, options: &DeleteOptions) -> Result<Deleted>
                 base = entry.map(|entry| decode(call, &entry)).transpose()?;
                 certain = true;
             }
-            Err(_) if !certain => {
+            Err(status) if !certain => {
                 let entry = call.server.store.get(&call.key(&call.name)).await.map_err(|error| store_failed(&error))?;
+                if entry.as_ref().map(|entry| entry.revision) == base.as_ref().map(|base| base.revision) {
+                    return Err(status);
+                }
                 base = entry.map(|entry| decode(call, &entry)).transpose()?;
                 certain = true;
             }
@@ -134,6 +137,7 @@ pub async fn delete_collection(
             name: object.name().to_owned(),
             options: call.options.clone(),
             subresource: String::new(),
+            warnings: call.warnings.clone(),
             ..Call::new(call.server, call.user, call.resource.clone(), call.served.clone())
         };
         match delete(&one, options).await {

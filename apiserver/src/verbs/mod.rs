@@ -17,7 +17,7 @@ use apimachinery::merge::apply::{self, Manager};
 use apimachinery::status::{Result, Status};
 use serde_json::Value;
 
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::{AdmissionRequest, Operation, Reinvocation, Warnings};
 use crate::auth::UserInfo;
 use crate::cache::{FreshnessError, Stored};
 use crate::registry::object::ObjectExt;
@@ -37,6 +37,8 @@ pub struct Call<'a> {
     pub name: String,
     pub subresource: String,
     pub options: WriteOptions,
+    /// What admission wants the client to know.
+    pub warnings: Arc<Warnings>,
 }
 
 /// The query parameters of writes, or the options in the body of a delete.
@@ -48,6 +50,8 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Of server-side apply.
     pub force: bool,
+    /// The write came as a patch.
+    pub is_patch: bool,
 }
 
 /// What happens to unknown and duplicate fields.
@@ -57,6 +61,16 @@ pub enum FieldValidation {
     #[default]
     Warn,
     Strict,
+}
+
+impl FieldValidation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ignore => "Ignore",
+            Self::Warn => "Warn",
+            Self::Strict => "Strict",
+        }
+    }
 }
 
 /// The object after a write.
@@ -79,6 +93,7 @@ impl<'a> Call<'a> {
             name: String::new(),
             subresource: String::new(),
             options: WriteOptions::default(),
+            warnings: Arc::default(),
         }
     }
 
@@ -189,7 +204,9 @@ impl<'a> Call<'a> {
             old,
             user: self.user,
             dry_run: self.options.dry_run,
-            options: &Value::Null,
+            options: &self.options,
+            warnings: &self.warnings,
+            reinvocation: Reinvocation::default(),
         }
     }
 }

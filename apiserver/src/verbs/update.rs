@@ -59,8 +59,11 @@ pub async fn change(call: &Call<'_>, make: &mut Make<'_>) -> Result<Written> {
                 base = entry.map(|entry| decode(call, &entry)).transpose()?;
                 certain = true;
             }
-            Err(_) if !certain => {
+            Err(status) if !certain => {
                 let entry = call.server.store.get(&call.key(&call.name)).await.map_err(|error| store_failed(&error))?;
+                if entry.as_ref().map(|entry| entry.revision) == base.as_ref().map(|base| base.revision) {
+                    return Err(status);
+                }
                 base = entry.map(|entry| decode(call, &entry)).transpose()?;
                 certain = true;
             }

@@ -155,7 +155,9 @@ mod tests {
     use apimachinery::meta::GroupVersionKind;
     use serde_json::json;
 
+    use super::super::{Reinvocation, Warnings};
     use super::*;
+    use crate::verbs::WriteOptions;
 
     fn charge_pod(quota: &Value, pod: &Value) -> Result<Option<Resources>> {
         let (gvk, user) = (GroupVersionKind::new("", "v1", "Pod"), UserInfo::default());
@@ -172,7 +174,9 @@ mod tests {
             old: None,
             user: &user,
             dry_run: false,
-            options: &Value::Null,
+            options: &WriteOptions::default(),
+            warnings: &Warnings::default(),
+            reinvocation: Reinvocation::default(),
         };
         charge(&request, quota)
     }
