@@ -85,6 +85,7 @@ impl Server {
         let etcd = crate::storage::etcd::Etcd::connect(&config).await.map_err(StartError::Store)?;
         let server = Self::start(config, Arc::new(etcd), shutdown)?;
         tokio::spawn(crate::extensions::run(server.clone()));
+        tokio::spawn(crate::admission::policy::types::run(server.clone()));
         let bootstrap = tokio::spawn(crate::bootstrap::run(server.clone()));
         listener.serve(server).await;
         if let Err(error) = bootstrap.await {

@@ -12,3 +12,4 @@ mod typed;
 pub use fields::FieldSet;
 pub use json::{PatchError, json_patch, merge_patch};
 pub use strategic::{strategic, supports as supports_strategic};
+pub use typed::merge as merge_typed;

@@ -11,6 +11,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
+pub mod policy;
 mod priority;
 mod rbac_escalation;
 mod resource_quota;
@@ -170,7 +171,9 @@ fn all(config: &Config) -> Vec<(Box<dyn Plugin>, bool)> {
         (Box::new(certificates::CertificateSigning), true),
         (Box::new(certificates::CertificateSubjectRestriction), true),
         (Box::new(classes::DefaultIngressClass), true),
+        (Box::<policy::MutatingAdmissionPolicy>::default(), true),
         (Box::<webhook::MutatingAdmissionWebhook>::default(), true),
+        (Box::<policy::ValidatingAdmissionPolicy>::default(), true),
         (Box::<webhook::ValidatingAdmissionWebhook>::default(), true),
         (Box::<resource_quota::ResourceQuota>::default(), true),
     ]

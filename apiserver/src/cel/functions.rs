@@ -12,11 +12,14 @@ type Text = Arc<String>;
 type List = Arc<Vec<Value>>;
 
 pub fn add(context: &mut Context<'_, '_>) {
+    // The namespace of `escapeKey`, which is called like a method of it.
+    context.add_variable_from_value("jsonpatch", Value::Null);
     let added = [
         context.add_function("find", find),
         context.add_function("findAll", find_all),
         context.add_function("isSorted", is_sorted),
         context.add_function("sum", sum),
+        context.add_function("escapeKey", escape_key),
         context.add_function("min", |This(list): This<List>| extreme(&list, Ordering::Less, "min")),
         context.add_function("max", |This(list): This<List>| extreme(&list, Ordering::Greater, "max")),
     ];
@@ -48,6 +51,11 @@ fn is_sorted(This(list): This<List>) -> Value {
 fn sum(This(list): This<List>) -> Answer {
     let Some((first, rest)) = list.split_first() else { return Ok(Value::Int(0)) };
     rest.iter().try_fold(first.clone(), |sum, item| sum + item.clone())
+}
+
+/// `jsonpatch.escapeKey("a/b")`: a key as a step of a JSON pointer.
+fn escape_key(This(_): This<Value>, key: Text) -> Value {
+    Value::String(Arc::new(key.replace('~', "~0").replace('/', "~1")))
 }
 
 fn extreme(list: &[Value], wanted: Ordering, function: &str) -> Answer {

@@ -2,6 +2,7 @@
 //! resources. The language itself is a library's; here are the variables, the functions that Kubernetes adds
 //! (<https://kubernetes.io/docs/reference/using-api/cel/>), and how objects become values and values objects.
 
+pub mod check;
 mod functions;
 mod json;
 mod rewrite;
@@ -112,7 +113,8 @@ mod tests {
 
     fn scope() -> Scope {
         let mut scope = Scope::default();
-        let object = json!({"metadata": {"name": "web-1", "labels": {"a/b": "c"}}, "spec": {"replicas": 3, "list": [1, 2, 3]}});
+        let object =
+            json!({"metadata": {"name": "web-1", "labels": {"a/b": "c"}}, "spec": {"replicas": 3, "list": [1, 2, 3]}});
         scope.set_json("object", &object);
         scope.set_json("oldObject", &serde_json::Value::Null);
         scope
@@ -140,7 +142,10 @@ mod tests {
     #[test]
     fn errors_name_the_expression() {
         let missing = Expression::compile("object.spec.missing == 1").unwrap().evaluate_bool(&scope()).unwrap_err();
-        assert_eq!(missing.to_string(), "expression 'object.spec.missing == 1' resulted in error: no such key: missing");
+        assert_eq!(
+            missing.to_string(),
+            "expression 'object.spec.missing == 1' resulted in error: no such key: missing"
+        );
         assert!(Expression::compile("object.spec.").is_err());
         assert!(Expression::compile("1").unwrap().evaluate_bool(&scope()).is_err());
     }

@@ -28,13 +28,9 @@ fn children(expr: &mut Expr) -> Vec<&mut IdedExpr> {
     match expr {
         Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => vec![],
         Expr::Call(call) => call.target.as_deref_mut().into_iter().chain(&mut call.args).collect(),
-        Expr::Comprehension(c) => vec![
-            &mut c.iter_range,
-            &mut c.accu_init,
-            &mut c.loop_cond,
-            &mut c.loop_step,
-            &mut c.result,
-        ],
+        Expr::Comprehension(c) => {
+            vec![&mut c.iter_range, &mut c.accu_init, &mut c.loop_cond, &mut c.loop_step, &mut c.result]
+        }
         Expr::List(list) => list.elements.iter_mut().collect(),
         Expr::Map(map) => map.entries.iter_mut().flat_map(entry_children).collect(),
         Expr::Struct(literal) => literal.entries.iter_mut().flat_map(entry_children).collect(),

@@ -68,8 +68,7 @@ async fn answer(server: Arc<Server>, peer_certs: Arc<[CertificateDer<'static>]>,
     let served =
         server.registry.get(&info.api_group, &info.resource).is_some_and(|r| r.version(&info.api_version).is_some());
     let warnings = Arc::new(Warnings::default());
-    let answered =
-        AssertUnwindSafe(chain(&server, &peer_certs, &info, request, &warnings)).catch_unwind().await;
+    let answered = AssertUnwindSafe(chain(&server, &peer_certs, &info, request, &warnings)).catch_unwind().await;
     let mut response = match answered {
         Ok(Ok(output)) => with_warnings(output.response, output.warnings.into_iter().chain(warnings.take())),
         Ok(Err(status)) => with_warnings(error::response(&status, encoding), warnings.take().into_iter()),

@@ -80,10 +80,8 @@ impl Clients {
 
 async fn exchange(client: &Outbound, url: &str, request: Request) -> Result<Value, CallError> {
     let sent = client.request(request).await;
-    let answer = sent.map_err(|error| CallError::Send {
-        url: url.to_owned(),
-        why: apimachinery::process::error_chain(&error),
-    })?;
+    let answer =
+        sent.map_err(|error| CallError::Send { url: url.to_owned(), why: apimachinery::process::error_chain(&error) })?;
     let code = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
     let body = body.map_err(|source| CallError::Body { url: url.to_owned(), source })?.to_bytes();

@@ -3,7 +3,7 @@
 //! travels in `call`. Nothing here knows what a resource means.
 
 mod call;
-mod hook;
+pub mod hook;
 pub mod review;
 
 use std::sync::Arc;
@@ -50,7 +50,8 @@ impl Hooks {
         let mut configurations = cache.list(None);
         configurations.sort_by(|a, b| a.name().cmp(b.name()));
         let compiled = self.compiled.load_full();
-        let is_same = |(known, stored): (&(String, u64), &Arc<Stored>)| known.0 == stored.name() && known.1 == stored.revision;
+        let is_same =
+            |(known, stored): (&(String, u64), &Arc<Stored>)| known.0 == stored.name() && known.1 == stored.revision;
         if compiled.of.len() == configurations.len() && compiled.of.iter().zip(&configurations).all(is_same) {
             return compiled;
         }
@@ -204,12 +205,7 @@ impl Plugin for ValidatingAdmissionWebhook {
 
 impl ValidatingAdmissionWebhook {
     /// The first refusal ends it; the answers of the others are not waited for.
-    async fn ask_all(
-        &self,
-        server: &Arc<Server>,
-        hooks: &[Arc<Hook>],
-        request: &AdmissionRequest<'_>,
-    ) -> Result<()> {
+    async fn ask_all(&self, server: &Arc<Server>, hooks: &[Arc<Hook>], request: &AdmissionRequest<'_>) -> Result<()> {
         let mut chosen = Vec::new();
         for hook in hooks {
             if let Some(matched) = hook.matches(server, request)? {

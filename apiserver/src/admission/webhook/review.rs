@@ -138,11 +138,7 @@ pub fn presented(resource: &Resource, served: &Served, object: &Value) -> Value 
 }
 
 /// The object after the webhook's patch, in the storage version, without fields that its kind does not have.
-pub fn patched(
-    matched: &Matched,
-    request: &AdmissionRequest<'_>,
-    patch: &[u8],
-) -> std::result::Result<Value, String> {
+pub fn patched(matched: &Matched, request: &AdmissionRequest<'_>, patch: &[u8]) -> std::result::Result<Value, String> {
     if request.object.is_null() {
         return Err("a webhook attempted to modify the object, which is not supported for this operation".into());
     }
@@ -175,7 +171,9 @@ fn read(review: &Value, uid: &str, hook: &Hook) -> std::result::Result<Answer, C
     if hook.review_version == "v1" {
         if review.api_version() != expected || review.kind() != "AdmissionReview" {
             let (version, kind) = (review.api_version(), review.kind());
-            return invalid(format!("expected webhook response of {expected}, Kind=AdmissionReview, got {version}, Kind={kind}"));
+            return invalid(format!(
+                "expected webhook response of {expected}, Kind=AdmissionReview, got {version}, Kind={kind}"
+            ));
         }
         if response.str_at(&["uid"]) != uid {
             let given = response.str_at(&["uid"]);
@@ -188,7 +186,9 @@ fn read(review: &Value, uid: &str, hook: &Hook) -> std::result::Result<Answer, C
             Ok(patch) if hook.review_version == "v1beta1" || response["patchType"] == "JSONPatch" => Some(patch),
             Ok(_) => {
                 let given = response.str_at(&["patchType"]);
-                return invalid(format!("webhook returned response.patch but not response.patchType=JSONPatch but {given:?}"));
+                return invalid(format!(
+                    "webhook returned response.patch but not response.patchType=JSONPatch but {given:?}"
+                ));
             }
             Err(error) => return invalid(format!("response.patch is not base64: {error}")),
         },
