@@ -13,6 +13,7 @@ use crate::admission::Admission;
 use crate::auth::{AuthSetupError, Chain, UserInfo};
 use crate::cache::{Caches, Freshness, feed};
 use crate::config::Config;
+use crate::extensions::aggregation::{self, Aggregator};
 use crate::http::filters::InFlight;
 use crate::http::listener::{ListenError, Listener};
 use crate::http::outbound::OutboundError;
@@ -33,6 +34,7 @@ pub struct Server {
     pub registry: Registry,
     pub auth: Chain,
     pub admission: Admission,
+    pub aggregator: Aggregator,
     pub proxies: Proxies,
     pub in_flight: InFlight,
     pub shutdown: CancellationToken,
@@ -65,6 +67,7 @@ impl Server {
         Ok(Arc::new(Self {
             auth: Chain::build(&config).map_err(StartError::Auth)?,
             admission: Admission::build(&config),
+            aggregator: Aggregator::default(),
             proxies: Proxies::build(&config).map_err(StartError::Outbound)?,
             in_flight: InFlight::new(config.max_requests_inflight, config.max_mutating_requests_inflight),
             config,
@@ -85,6 +88,7 @@ impl Server {
         let etcd = crate::storage::etcd::Etcd::connect(&config).await.map_err(StartError::Store)?;
         let server = Self::start(config, Arc::new(etcd), shutdown)?;
         tokio::spawn(crate::extensions::run(server.clone()));
+        tokio::spawn(aggregation::run(server.clone()));
         tokio::spawn(crate::admission::policy::types::run(server.clone()));
         let bootstrap = tokio::spawn(crate::bootstrap::run(server.clone()));
         listener.serve(server).await;

@@ -1,6 +1,7 @@
 //! Serves what `CustomResourceDefinition`s define: follows them, says in their status whether their names are taken
 //! and whether they are served, keeps the registry in step, and clears away the objects of one that is deleted.
 
+pub mod aggregation;
 mod custom_resource;
 mod definition;
 mod json_path;

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Response, full};
 use crate::bootstrap;
-use crate::registry::{Registry, Resource};
+use crate::registry::Resource;
+use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
 /// A group, its priority, and the priorities of its versions.
@@ -84,7 +85,8 @@ fn own<S: ToString>(texts: impl IntoIterator<Item = S>) -> Vec<String> {
 }
 
 /// Everything that is served: group → version → resources by name.
-fn served(registry: &Registry) -> BTreeMap<String, Versions> {
+fn served(server: &Server) -> BTreeMap<String, Versions> {
+    let registry = &server.registry;
     let mut groups: BTreeMap<String, Versions> = BTreeMap::new();
     let mut add = |group: &str, version: &str, shown| {
         groups.entry(group.to_owned()).or_default().entry(version.to_owned()).or_default().push(shown);
@@ -99,6 +101,9 @@ fn served(registry: &Registry) -> BTreeMap<String, Versions> {
         for version in &resource.versions {
             add(&version.gvr.group, &version.gvr.version, custom(resource, version));
         }
+    }
+    for (group, version, list) in server.aggregator.discovered() {
+        groups.entry(group).or_default().insert(version, aggregated_elsewhere(&list));
     }
     for resources in groups.values_mut().flat_map(|versions| versions.values_mut()) {
         resources.sort_by(|a, b| a.name.cmp(&b.name));
@@ -161,6 +166,38 @@ fn custom(resource: &Resource, version: &crate::registry::Served) -> Shown {
         storage_hash: String::new(),
         subresources: version.subresources.iter().map(subresource).collect(),
     }
+}
+
+/// The resources of another server's `APIResourceList`.
+fn aggregated_elsewhere(list: &Value) -> Vec<Shown> {
+    let texts = |entry: &Value, field: &str| own(entry.list_at(&[field]).iter().filter_map(Value::as_str));
+    let shown = |entry: &Value, name: &str| Shown {
+        name: name.to_owned(),
+        singular: entry.str_at(&["singularName"]).to_owned(),
+        namespaced: entry["namespaced"] == true,
+        other_version: Some(entry.str_at(&["version"]))
+            .filter(|version| !version.is_empty())
+            .map(|version| (entry.str_at(&["group"]).to_owned(), version.to_owned())),
+        kind: entry.str_at(&["kind"]).to_owned(),
+        verbs: texts(entry, "verbs"),
+        short_names: texts(entry, "shortNames"),
+        categories: texts(entry, "categories"),
+        storage_hash: entry.str_at(&["storageVersionHash"]).to_owned(),
+        subresources: Vec::new(),
+    };
+    let mut found: Vec<Shown> = Vec::new();
+    let entries = list.list_at(&["resources"]);
+    for entry in entries.iter().filter(|entry| !entry.str_at(&["name"]).contains('/')) {
+        found.push(shown(entry, entry.str_at(&["name"])));
+    }
+    for entry in entries {
+        if let Some((parent, name)) = entry.str_at(&["name"]).split_once('/')
+            && let Some(parent) = found.iter_mut().find(|resource| resource.name == parent)
+        {
+            parent.subresources.push(shown(entry, name));
+        }
+    }
+    found
 }
 
 /// The group's versions, preferred one first.
@@ -310,7 +347,7 @@ pub fn answer(server: &Server, path: &str, headers: &HeaderMap) -> Option<Respon
     if !matches!(parts.first(), Some(&"api" | &"apis")) || parts.len() > 3 {
         return None;
     }
-    let groups = served(&server.registry);
+    let groups = served(server);
     if let (["api" | "apis"], Form::Aggregated(version)) = (parts.as_slice(), wanted(headers)) {
         let core: Vec<_> =
             groups.get_key_value("").map(|(name, versions)| (name.as_str(), versions)).into_iter().collect();

@@ -104,6 +104,9 @@ async fn chain(
     if proxy::is_connect(info) {
         return proxy::connect(server, &user, info, request, warnings).await.map(Into::into);
     }
+    if server.aggregator.has(&info.api_group, &info.api_version) {
+        return server.aggregator.serve(server, &user, info, request).await.map(Into::into);
+    }
     if !info.is_resource {
         return routes::route(server, info, request.headers()).await.map(Into::into).ok_or_else(Status::path_not_found);
     }
