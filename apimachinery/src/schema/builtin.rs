@@ -27,32 +27,37 @@ pub struct ApiGroup {
 
 /// A resource in one version of its group, as discovery shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiResource {
-    pub group: &'static str,
-    pub version: &'static str,
+pub struct ResourceFacts<'a> {
+    pub group: &'a str,
+    pub version: &'a str,
     /// The plural name in paths.
-    pub resource: &'static str,
-    pub singular: &'static str,
-    pub kind: &'static str,
+    pub resource: &'a str,
+    pub singular: &'a str,
+    pub kind: &'a str,
     pub namespaced: bool,
     /// Sorted.
-    pub verbs: Vec<&'static str>,
-    pub short_names: Vec<&'static str>,
-    pub categories: Vec<&'static str>,
+    pub verbs: Vec<&'a str>,
+    pub short_names: Vec<&'a str>,
+    pub categories: Vec<&'a str>,
     /// Empty for resources that are not stored.
-    pub storage_version_hash: &'static str,
-    pub subresources: Vec<ApiSubresource>,
+    pub storage_version_hash: &'a str,
+    pub subresources: Vec<SubresourceFacts<'a>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiSubresource {
-    pub name: &'static str,
+pub struct SubresourceFacts<'a> {
+    pub name: &'a str,
     /// What it speaks, which may be of another group (`policy/v1 Eviction`).
-    pub group: &'static str,
-    pub version: &'static str,
-    pub kind: &'static str,
-    pub verbs: Vec<&'static str>,
+    pub group: &'a str,
+    pub version: &'a str,
+    pub kind: &'a str,
+    pub verbs: Vec<&'a str>,
 }
+
+/// A resource that is built in.
+pub type ApiResource = ResourceFacts<'static>;
+/// A subresource that is built in.
+pub type ApiSubresource = SubresourceFacts<'static>;
 
 #[derive(Debug)]
 pub struct Definition {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use builtin::{ApiGroup, ApiResource, ApiSubresource, Builtin, builtin};
+pub use builtin::{ApiGroup, ApiResource, ApiSubresource, Builtin, ResourceFacts, SubresourceFacts, builtin};
 pub use custom::SchemaError;
 
 use crate::meta::Name;

@@ -109,7 +109,8 @@ impl Aggregator {
 
 /// Tells the other server who asks, and lets nobody else tell it.
 fn identify(headers: &mut http::HeaderMap, user: &UserInfo) {
-    let stale: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-remote-")).cloned().collect();
+    let stale: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("x-remote-")).cloned().collect();
     for name in stale {
         headers.remove(name);
     }
@@ -197,8 +198,7 @@ impl Target {
         };
         let config = &server.config;
         let certificate = config.proxy_client_cert_file.as_deref().zip(config.proxy_client_key_file.as_deref());
-        let client =
-            outbound(&Identity { certificate, trust }, Some(server.caches.clone()), config.kubelet_timeout);
+        let client = outbound(&Identity { certificate, trust }, Some(server.caches.clone()), config.kubelet_timeout);
         Self {
             name: object.name().to_owned(),
             group: spec.str_at(&["group"]).to_owned(),
@@ -209,7 +209,10 @@ impl Target {
             service,
             discovery: ArcSwap::default(),
             // Not before the first check.
-            unavailable: ArcSwap::from_pointee(Some(Condition { reason: "Unknown", message: "not checked yet".into() })),
+            unavailable: ArcSwap::from_pointee(Some(Condition {
+                reason: "Unknown",
+                message: "not checked yet".into(),
+            })),
         }
     }
 

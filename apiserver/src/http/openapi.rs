@@ -13,8 +13,10 @@ use http::header::{
     IF_NONE_MATCH, LOCATION, VARY,
 };
 use http::{HeaderMap, StatusCode};
+use serde_json::Value;
 
 use super::{RequestInfo, Response, full};
+use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
 const JSON: &str = "application/json";
@@ -52,14 +54,101 @@ impl Document {
     }
 
     /// The document's bytes; `None` when there is no such group and version.
-    fn make(&self) -> Option<Vec<u8>> {
+    fn make(&self, custom: &CustomKinds) -> Option<Vec<u8>> {
         match self {
-            Self::Index => Some(openapi::v3_index().to_string().into_bytes()),
-            Self::V3(version) => openapi::v3(version, &*descriptions(Some(version))),
-            Self::V2 { protobuf: false } => Some(openapi::v2(&*descriptions(None))),
-            Self::V2 { protobuf: true } => Some(openapi::v2_protobuf(&*descriptions(None))),
+            Self::Index => Some(openapi::v3_index(&custom.documents()).to_string().into_bytes()),
+            Self::V3(version) => openapi::v3(version, &*descriptions(Some(version))).or_else(|| {
+                let kinds = custom.of(version);
+                let machinery = GroupVersion::new("", "v1");
+                let describe = || descriptions(Some(&machinery));
+                (!kinds.is_empty()).then(|| openapi::v3_custom(version, &kinds, &*describe()))
+            }),
+            Self::V2 { protobuf: false } => Some(openapi::v2(&custom.all(), &*descriptions(None))),
+            Self::V2 { protobuf: true } => Some(openapi::v2_protobuf(&custom.all(), &*descriptions(None))),
         }
     }
+
+    /// What identifies the present content of the document.
+    fn hash(&self, root: &str, custom: &CustomKinds) -> String {
+        match self {
+            Self::V3(version) => custom.hash(root, version),
+            Self::Index | Self::V2 { .. } => openapi::hash(&format!("{root}{}", custom.key(|_, _| true))),
+        }
+    }
+}
+
+/// The definitions of custom resources that are served.
+struct CustomKinds(Vec<Value>);
+
+impl CustomKinds {
+    fn read(server: &Server) -> Self {
+        let Some(cache) = server.caches.get("apiextensions.k8s.io", "customresourcedefinitions") else {
+            return Self(vec![]);
+        };
+        let is_served = |definition: &Value| {
+            let spec = &definition["spec"];
+            server.registry.get(spec.str_at(&["group"]), spec.str_at(&["names", "plural"])).is_some_and(|r| r.custom)
+        };
+        Self(cache.list(None).iter().map(|stored| stored.value()).filter(is_served).collect())
+    }
+
+    fn all(&self) -> Vec<openapi::CustomKind<'_>> {
+        self.0.iter().flat_map(kinds_of).collect()
+    }
+
+    fn of(&self, version: &GroupVersion) -> Vec<openapi::CustomKind<'_>> {
+        self.all().into_iter().filter(|k| k.group == version.group && k.version == version.version).collect()
+    }
+
+    /// Which generations of which definitions a document is made of.
+    fn key(&self, concerns: impl Fn(&str, &str) -> bool) -> String {
+        let mut key = String::new();
+        for definition in &self.0 {
+            if kinds_of(definition).iter().any(|kind| concerns(kind.group, kind.version)) {
+                let generation = definition.i64_at(&["metadata", "generation"]).unwrap_or(0);
+                key.push_str(&format!(" {}/{}/{generation}", definition.name(), definition.uid()));
+            }
+        }
+        key
+    }
+
+    fn hash(&self, root: &str, version: &GroupVersion) -> String {
+        let key = self.key(|group, name| group == version.group && name == version.version);
+        openapi::hash(&format!("{root}{key}"))
+    }
+
+    /// Path and hash of the version 3 document of each group and version.
+    fn documents(&self) -> Vec<(String, String)> {
+        let mut documents: Vec<(String, String)> = Vec::new();
+        for kind in self.all() {
+            let root = format!("apis/{}/{}", kind.group, kind.version);
+            if documents.iter().all(|(known, _)| *known != root) {
+                let version = GroupVersion::new(kind.group.to_owned(), kind.version.to_owned());
+                let hash = self.hash(&root, &version);
+                documents.push((root, hash));
+            }
+        }
+        documents
+    }
+}
+
+/// The served versions of a definition.
+fn kinds_of(definition: &Value) -> Vec<openapi::CustomKind<'_>> {
+    let spec = &definition["spec"];
+    let versions = spec.list_at(&["versions"]).iter().filter(|version| version["served"] == true);
+    versions
+        .map(|version| openapi::CustomKind {
+            group: spec.str_at(&["group"]),
+            version: version.str_at(&["name"]),
+            kind: spec.str_at(&["names", "kind"]),
+            list_kind: spec.str_at(&["names", "listKind"]),
+            resource: spec.str_at(&["names", "plural"]),
+            namespaced: spec.str_at(&["scope"]) == "Namespaced",
+            schema: version.at(&["schema", "openAPIV3Schema"]),
+            has_status: version["subresources"]["status"].is_object(),
+            has_scale: version["subresources"]["scale"].is_object(),
+        })
+        .collect()
 }
 
 type Describe = Box<dyn Fn(&str) -> Option<openapi::Description>>;
@@ -87,11 +176,12 @@ fn accepts(headers: &HeaderMap, kinds: &[&str]) -> bool {
 }
 
 /// The answer to a path below `/openapi/`; `None` for paths without a document.
-pub async fn answer(_server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMap) -> Option<Response> {
+pub async fn answer(server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMap) -> Option<Response> {
     let document = Document::at(&info.path, headers)?;
     let content_type = if matches!(document, Document::V2 { protobuf: true }) { V2_PROTOBUF } else { JSON };
     let root = info.path.trim_end_matches('/').trim_start_matches("/openapi/v3/").to_owned();
-    let hash = openapi::hash(&root);
+    let custom = CustomKinds::read(server);
+    let hash = document.hash(&root, &custom);
     if let (Document::V3(_), Some(asked)) = (&document, info.param("hash"))
         && asked != hash
     {
@@ -105,7 +195,7 @@ pub async fn answer(_server: &Arc<Server>, info: &RequestInfo, headers: &HeaderM
     let wants_gzip =
         headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).is_some_and(|line| line.contains("gzip"));
     let made = tokio::task::spawn_blocking(move || {
-        let bytes = document.make()?;
+        let bytes = document.make(&custom)?;
         Some(if wants_gzip { gzip(&bytes).map_or((bytes, false), |packed| (packed, true)) } else { (bytes, false) })
     });
     let (bytes, packed) = match made.await {
@@ -171,7 +261,8 @@ mod tests {
 
     #[test]
     fn paths_name_documents() {
-        let made = |path: &str| Document::at(path, &HeaderMap::new()).and_then(|document| document.make());
+        let made =
+            |path: &str| Document::at(path, &HeaderMap::new()).and_then(|document| document.make(&CustomKinds(vec![])));
         assert!(made("/openapi/v3").is_some());
         assert!(made("/openapi/v3/apis/apps/v1").is_some());
         assert!(made("/openapi/v3/apis/nothing/v1").is_none());

@@ -26,7 +26,7 @@ mod number {
 }
 
 /// A `Document` with these definitions. Everything in them that clients read has a place; nothing else is written.
-pub fn document<'a>(definitions: impl Iterator<Item = (&'a str, Value)>) -> Vec<u8> {
+pub fn document(definitions: impl Iterator<Item = (String, Value)>) -> Vec<u8> {
     let mut out = Vec::new();
     bytes_field(&mut out, number::document::SWAGGER, b"2.0");
     message(&mut out, number::document::INFO, |out| {
@@ -36,7 +36,7 @@ pub fn document<'a>(definitions: impl Iterator<Item = (&'a str, Value)>) -> Vec<
     bytes_field(&mut out, number::document::PATHS, b"");
     message(&mut out, number::document::DEFINITIONS, |out| {
         for (name, definition) in definitions {
-            named_schema(out, name, &definition);
+            named_schema(out, &name, &definition);
         }
     });
     out

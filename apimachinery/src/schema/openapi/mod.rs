@@ -1,13 +1,14 @@
 //! The published OpenAPI documents, made from the model on request: version 3 per group and version, version 2 for
 //! everything at once.
 //!
-//! How the server uses it: `GET /openapi/v3` answers [`v3_index`] (with an entry added for each version of custom
-//! resources), `GET /openapi/v3/<path of the index>` answers [`v3`] as `application/json`, and `GET /openapi/v2` answers
+//! How the server uses it: `GET /openapi/v3` answers [`v3_index`], `GET /openapi/v3/<path of the index>` answers [`v3`]
+//! or [`v3_custom`] as `application/json`, and `GET /openapi/v2` answers
 //! [`v2`] as JSON or, when `application/com.github.proto-openapi.spec.v2@v1.0+protobuf` is accepted, [`v2_protobuf`].
 //! The documents are big and asked for rarely, so they are best not kept; the hash in the index lets clients keep them.
 //! `describe` gives the prose of a definition by its published name (`io.k8s.api.core.v1.Pod`): pass
 //! `descriptions::of(&gv)` (cargo feature `descriptions`), or `&|_| None` for documents without prose.
 
+mod custom;
 mod definitions;
 #[cfg(feature = "descriptions")]
 pub mod descriptions;
@@ -19,9 +20,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
+pub use custom::CustomKind;
 pub use definitions::Flavor;
 
-use super::{ApiResource, builtin};
+use super::{ApiResource, ResourceFacts, builtin};
 use crate::meta::GroupVersion;
 
 /// What a definition and its fields are for.
@@ -42,21 +44,25 @@ fn root_of(gv: &GroupVersion) -> String {
     if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
 }
 
-/// The list of version 3 documents.
-pub fn v3_index() -> Value {
+/// The list of version 3 documents: of the built-in groups, and of others, given by path and hash.
+pub fn v3_index(others: &[(String, String)]) -> Value {
     let mut paths = Map::new();
+    let entry = |root: &str, hash: &str| json!({"serverRelativeURL": format!("/openapi/v3/{root}?hash={hash}")});
+    for (root, hash) in others {
+        paths.insert(root.clone(), entry(root, hash));
+    }
     for group in builtin().groups() {
         for version in &group.versions {
             let root = root_of(&GroupVersion::new(group.name, *version));
-            let url = format!("/openapi/v3/{root}?hash={}", hash(&root));
-            paths.insert(root, json!({ "serverRelativeURL": url }));
+            let entry = entry(&root, &hash(&root));
+            paths.insert(root, entry);
         }
     }
     json!({ "paths": paths })
 }
 
-/// Changes when the document may have: with the table of facts and with this crate's version. It is what the `hash`
-/// parameter and the `ETag` of a document carry.
+/// Changes when the document may have: with the table of facts, with this crate's version, and with `root`, to which
+/// the callers add what else their document depends on. It is what the `hash` parameter and the `ETag` carry.
 pub fn hash(root: &str) -> String {
     // FNV-1a, twice with different bases for 128 bits; nothing here is secret.
     let fold = |basis: u64| {
@@ -74,27 +80,42 @@ pub fn v3(gv: &GroupVersion, describe: Describe<'_>) -> Option<Vec<u8>> {
     if resources.is_empty() {
         return None;
     }
+    Some(v3_document(gv, &resources, &[], describe))
+}
+
+/// The version 3 document of a group and version of custom resources.
+pub fn v3_custom(gv: &GroupVersion, kinds: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
+    let facts: Vec<ResourceFacts<'_>> = kinds.iter().map(CustomKind::facts).collect();
+    v3_document(gv, &facts.iter().collect::<Vec<_>>(), kinds, describe)
+}
+
+fn v3_document<'r>(
+    gv: &GroupVersion,
+    resources: &[&'r ResourceFacts<'r>],
+    custom: &[CustomKind<'_>],
+    describe: Describe<'_>,
+) -> Vec<u8> {
     let mut out = Document::new();
     out.member("openapi", &json!("3.0.0"));
     out.member("info", &json!({"title": "Kubernetes", "version": RELEASE}));
     let mut needed = BTreeSet::new();
     out.open("paths");
-    for (path, operations) in paths::of(gv, &resources) {
+    for (path, operations) in paths::of(gv, resources) {
         operations.iter().for_each(|o| needed.extend(o.definitions()));
         out.member(&path, &operations::path_item(&operations, &path, Flavor::V3));
     }
     out.close();
     out.open("components");
     out.open("schemas");
-    write_definitions(&mut out, &needed, Flavor::V3, describe);
+    write_definitions(&mut out, &needed, custom, Flavor::V3, describe);
     out.close();
     out.member("securitySchemes", &json!({ "BearerToken": bearer_token() }));
     out.close();
-    Some(out.finish())
+    out.finish()
 }
 
-/// The version 2 document of all groups, as JSON. It has several megabytes.
-pub fn v2(describe: Describe<'_>) -> Vec<u8> {
+/// The version 2 document of all groups and of the custom resources, as JSON. It has several megabytes.
+pub fn v2(custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
     let mut out = Document::new();
     out.member("swagger", &json!("2.0"));
     out.member("info", &json!({"title": "Kubernetes", "version": RELEASE}));
@@ -111,9 +132,16 @@ pub fn v2(describe: Describe<'_>) -> Vec<u8> {
             }
         }
     }
+    for kind in custom {
+        let gv = GroupVersion::new(kind.group.to_owned(), kind.version.to_owned());
+        for (path, operations) in paths::of(&gv, &[&kind.facts()]) {
+            operations.iter().for_each(|o| needed.extend(o.definitions()));
+            out.member(&path, &operations::path_item(&operations, &path, Flavor::V2));
+        }
+    }
     out.close();
     out.open("definitions");
-    write_definitions(&mut out, &needed, Flavor::V2, describe);
+    write_definitions(&mut out, &needed, custom, Flavor::V2, describe);
     out.close();
     out.member("securityDefinitions", &json!({ "BearerToken": bearer_token() }));
     out.member("security", &json!([{ "BearerToken": [] }]));
@@ -122,18 +150,37 @@ pub fn v2(describe: Describe<'_>) -> Vec<u8> {
 
 /// The definitions of the version 2 document in the protobuf form that older clients read; such clients look at
 /// nothing else in it.
-pub fn v2_protobuf(describe: Describe<'_>) -> Vec<u8> {
+pub fn v2_protobuf(custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
     let all = definitions::closure(definitions::all_kinds());
-    gnostic::document(all.iter().map(|name| (name.as_str(), definitions::publish(name, Flavor::V2, describe))))
+    let builtin = all.into_iter().map(|name| {
+        let definition = definitions::publish(&name, Flavor::V2, describe);
+        (name, definition)
+    });
+    gnostic::document(builtin.chain(custom.iter().flat_map(|kind| kind.definitions(Flavor::V2))))
 }
 
 fn bearer_token() -> Value {
     json!({"description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey"})
 }
 
-fn write_definitions(out: &mut Document, needed: &BTreeSet<String>, flavor: Flavor, describe: Describe<'_>) {
-    for name in definitions::closure(needed.iter().cloned()) {
+fn write_definitions(
+    out: &mut Document,
+    needed: &BTreeSet<String>,
+    custom: &[CustomKind<'_>],
+    flavor: Flavor,
+    describe: Describe<'_>,
+) {
+    let of_custom: Vec<(String, Value)> = custom.iter().flat_map(|kind| kind.definitions(flavor)).collect();
+    let mut roots: BTreeSet<String> = needed.clone();
+    if !custom.is_empty() {
+        roots.extend(["ListMeta", "ObjectMeta"].map(|name| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}")));
+    }
+    roots.retain(|name| !of_custom.iter().any(|(custom, _)| custom == name));
+    for name in definitions::closure(roots) {
         out.member(&name, &definitions::publish(&name, flavor, describe));
+    }
+    for (name, definition) in of_custom {
+        out.member(&name, &definition);
     }
 }
 
@@ -214,7 +261,7 @@ mod tests {
                 }
             }
         }
-        let v2: Value = serde_json::from_slice(&v2(&|_| None)).expect("JSON");
+        let v2: Value = serde_json::from_slice(&v2(&[], &|_| None)).expect("JSON");
         let mut targets = BTreeSet::new();
         references(&v2, &mut targets);
         targets.iter().for_each(|t| assert!(v2["definitions"].get(t).is_some(), "{t}"));

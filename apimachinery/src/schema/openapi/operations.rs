@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::definitions::Flavor;
 
 /// One HTTP method of one path.
-pub struct Operation {
+pub struct Operation<'r> {
     /// `get`, `post`, …
     pub method: &'static str,
     /// `list`, `deletecollection`, `connect`, …
@@ -19,7 +19,7 @@ pub struct Operation {
     /// The definition of the answer; `None` for streams and proxies.
     pub answer: Option<String>,
     /// Group, version and kind that the operation is about.
-    pub kind: (&'static str, &'static str, &'static str),
+    pub kind: (&'r str, &'r str, &'r str),
 }
 
 pub enum Body {
@@ -43,7 +43,7 @@ const PATCH_TYPES: [&str; 4] = [
 const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const STREAM_TYPES: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 
-impl Operation {
+impl Operation<'_> {
     /// The definitions it refers to.
     pub fn definitions(&self) -> impl Iterator<Item = String> + '_ {
         let body = match &self.body {
@@ -168,7 +168,7 @@ fn parameter(place: &str, name: &str, kind: &str, about: &str, flavor: Flavor) -
 }
 
 /// The operations of one path, with the parameters that its pattern names.
-pub fn path_item(operations: &[Operation], path: &str, flavor: Flavor) -> Value {
+pub fn path_item(operations: &[Operation<'_>], path: &str, flavor: Flavor) -> Value {
     let mut item = Map::new();
     for operation in operations {
         item.insert(operation.method.to_owned(), operation.render(flavor));

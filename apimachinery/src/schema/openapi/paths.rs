@@ -1,10 +1,11 @@
 //! Which paths the resources of a group and version have, and what can be done there.
 
+use super::custom;
 use super::definitions::published;
 use super::operations::{Body, Operation, Parameter};
 use super::root_of;
 use crate::meta::GroupVersion;
-use crate::schema::{ApiResource, ApiSubresource, builtin};
+use crate::schema::{ResourceFacts, SubresourceFacts, builtin};
 
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
@@ -37,7 +38,7 @@ const DELETE: [Parameter; 5] = [
 ];
 
 /// The paths in order, each with its operations.
-pub fn of(gv: &GroupVersion, resources: &[&'static ApiResource]) -> Vec<(String, Vec<Operation>)> {
+pub fn of<'r>(gv: &GroupVersion, resources: &[&'r ResourceFacts<'r>]) -> Vec<(String, Vec<Operation<'r>>)> {
     let root = format!("/{}", root_of(gv));
     let mut paths = Vec::new();
     for resource in resources {
@@ -59,7 +60,7 @@ struct Names {
 }
 
 impl Names {
-    fn new(gv: &GroupVersion, resource: &ApiResource) -> Self {
+    fn new(gv: &GroupVersion, resource: &ResourceFacts<'_>) -> Self {
         let group = gv.group.strip_suffix(".k8s.io").unwrap_or(&gv.group);
         let group = if group.is_empty() { "core" } else { group };
         let camel: String = group.split('.').map(capitalized).collect();
@@ -76,12 +77,20 @@ fn capitalized(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
+/// Of a kind that is not built in, the definition has the kind's own name.
 fn definition_of(group: &str, version: &str, kind: &str) -> Option<String> {
-    let index = builtin().kind_index(group, version, kind)?;
-    Some(published(builtin().definitions()[usize::from(index)].name))
+    match builtin().kind_index(group, version, kind) {
+        Some(index) => Some(published(builtin().definitions()[usize::from(index)].name)),
+        None => custom::is_custom_group(group).then(|| custom::definition_name(group, version, kind)),
+    }
 }
 
-fn resource_paths(names: &Names, r: &'static ApiResource, root: &str, paths: &mut Vec<(String, Vec<Operation>)>) {
+fn resource_paths<'r>(
+    names: &Names,
+    r: &'r ResourceFacts<'r>,
+    root: &str,
+    paths: &mut Vec<(String, Vec<Operation<'r>>)>,
+) {
     let plural = r.resource;
     let collection =
         if r.namespaced { format!("{root}/namespaces/{{namespace}}/{plural}") } else { format!("{root}/{plural}") };
@@ -104,7 +113,7 @@ fn resource_paths(names: &Names, r: &'static ApiResource, root: &str, paths: &mu
 }
 
 /// Whether a deletion answers with the deleted object instead of a `Status`.
-fn answers_with_object(r: &ApiResource) -> bool {
+fn answers_with_object(r: &ResourceFacts<'_>) -> bool {
     const CORE: [&str; 7] = [
         "persistentvolumeclaims",
         "persistentvolumes",
@@ -126,18 +135,18 @@ fn answers_with_object(r: &ApiResource) -> bool {
 }
 
 /// Whether the subresource is a stream to somewhere else.
-fn is_connect(sub: &ApiSubresource) -> bool {
+fn is_connect(sub: &SubresourceFacts<'_>) -> bool {
     sub.kind.ends_with("Options")
 }
 
-struct Maker<'a> {
+struct Maker<'a, 'r> {
     names: &'a Names,
-    resource: &'static ApiResource,
+    resource: &'r ResourceFacts<'r>,
     object: Option<String>,
 }
 
-impl Maker<'_> {
-    fn operation(&self, method: &'static str, action: &'static str, verb: &str, suffix: &str) -> Operation {
+impl<'r> Maker<'_, 'r> {
+    fn operation(&self, method: &'static str, action: &'static str, verb: &str, suffix: &str) -> Operation<'r> {
         let r = self.resource;
         let scope = self.names.scope;
         Operation {
@@ -157,20 +166,24 @@ impl Maker<'_> {
         self.resource.verbs.contains(&verb)
     }
 
+    fn list_kind(&self) -> String {
+        format!("{}List", self.resource.kind)
+    }
+
     fn body(&self) -> Body {
         self.object.clone().map_or(Body::None, Body::Object)
     }
 
-    fn list(&self, suffix: &str, scope: &str) -> Operation {
+    fn list(&self, suffix: &str, scope: &str) -> Operation<'r> {
         let r = self.resource;
         let mut list = self.operation("get", "list", "list", suffix);
         list.id = format!("list{}{scope}{}{suffix}", self.names.group_version, r.kind);
         list.parameters = LIST.to_vec();
-        list.answer = definition_of(r.group, r.version, &format!("{}List", r.kind));
+        list.answer = definition_of(r.group, r.version, &self.list_kind());
         list
     }
 
-    fn collection(&self) -> Vec<Operation> {
+    fn collection(&self) -> Vec<Operation<'r>> {
         let mut out = Vec::new();
         if self.has("list") {
             out.push(self.list("", self.names.scope));
@@ -192,7 +205,7 @@ impl Maker<'_> {
         out
     }
 
-    fn item(&self) -> Vec<Operation> {
+    fn item(&self) -> Vec<Operation<'r>> {
         let mut out = self.object_operations("", &self.resource.verbs);
         if self.has("delete") {
             let mut delete = self.operation("delete", "delete", "delete", "");
@@ -207,7 +220,7 @@ impl Maker<'_> {
     }
 
     /// Reading, replacing and patching an object or a part of it.
-    fn object_operations(&self, suffix: &str, verbs: &[&str]) -> Vec<Operation> {
+    fn object_operations(&self, suffix: &str, verbs: &[&str]) -> Vec<Operation<'r>> {
         let mut out = Vec::new();
         if verbs.contains(&"get") {
             out.push(self.operation("get", "get", "read", suffix));
@@ -223,7 +236,7 @@ impl Maker<'_> {
         out
     }
 
-    fn subresource(&self, sub: &ApiSubresource) -> Vec<Operation> {
+    fn subresource(&self, sub: &'r SubresourceFacts<'r>) -> Vec<Operation<'r>> {
         let suffix = camel(sub.name);
         let object = definition_of(sub.group, sub.version, sub.kind);
         let inner = Maker { names: self.names, resource: self.resource, object };
@@ -241,7 +254,7 @@ impl Maker<'_> {
         out
     }
 
-    fn connect(&self, sub: &ApiSubresource, with_path: &str) -> Vec<Operation> {
+    fn connect(&self, sub: &'r SubresourceFacts<'r>, with_path: &str) -> Vec<Operation<'r>> {
         let methods = sub.verbs.iter().filter_map(|verb| match *verb {
             "create" => Some("post"),
             "delete" => Some("delete"),
