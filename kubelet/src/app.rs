@@ -29,7 +29,8 @@ use crate::pod::manager::Manager;
 use crate::pod::services::ServiceEnv;
 use crate::server::{self, ServerError};
 use crate::state::NodeState;
-use crate::volumes::Tokens;
+use crate::volumes::{PodCertificates, Tokens};
+use crate::watches::Watches;
 
 /// The node agent: runs the pods that are bound to this machine and reports on them.
 #[derive(Parser, Clone, Debug)]
@@ -226,12 +227,16 @@ fn node_context(
         (false, limit) => limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX),
     };
     let (cpu_milli, memory) = status::allocatable(machine, config);
+    let node_uid = tokio::sync::watch::Sender::new(None);
+    let (client, name) = (state.client.clone(), state.node_name.clone());
     NodeContext {
         state: state.clone(),
         images: Images::new(state.runtime.clone(), objects.clone(), recorder.clone(), parallel),
         objects,
         services: Arc::new(ServiceEnv::default()),
-        tokens: Tokens::new(state.client.clone()),
+        tokens: Tokens::new(client.clone()),
+        certificates: PodCertificates::new(client.clone(), recorder.clone(), name, node_uid.subscribe()),
+        watches: Watches::new(client),
         recorder: recorder.clone(),
         cgroups,
         dns: NodeDns {
@@ -242,7 +247,7 @@ fn node_context(
         host_ips: identity.host_ips.clone(),
         cpu_milli,
         memory,
-        node_uid: tokio::sync::watch::Sender::new(None),
+        node_uid,
         owners: RwLock::default(),
     }
 }

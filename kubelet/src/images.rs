@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use jiff::Timestamp;
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
@@ -26,6 +26,15 @@ struct Failed {
     message: String,
 }
 
+/// An image that a pod needs.
+pub struct Wanted<'a> {
+    /// As the user wrote it.
+    pub image: &'a str,
+    pub policy: Option<&'a str>,
+    /// The container that runs it; none for the image of a volume.
+    pub container: Option<&'a str>,
+}
+
 pub struct Images {
     runtime: Runtime,
     objects: Objects,
@@ -40,46 +49,58 @@ impl Images {
         Self { runtime, objects, recorder, pulls, failed: Mutex::default() }
     }
 
-    /// The image of this container, pulled if its policy says so.
-    pub async fn ensure(&self, pod: &Pod, spec: &Spec, sandbox: &cri::PodSandboxConfig) -> Result<cri::Image, Problem> {
-        let requested = spec.image.clone().unwrap_or_default();
-        let Some(reference) = normalize(&requested) else {
+    fn tell(&self, pod: &Pod, wanted: &Wanted<'_>, level: Level, reason: &'static str, message: impl Into<String>) {
+        match wanted.container {
+            Some(name) => self.recorder.container(pod, name, level, reason, message),
+            None => self.recorder.pod(pod, level, reason, message),
+        }
+    }
+
+    /// The image, pulled if the policy says so.
+    pub async fn ensure(
+        &self,
+        pod: &Pod,
+        wanted: &Wanted<'_>,
+        sandbox: &cri::PodSandboxConfig,
+    ) -> Result<cri::Image, Problem> {
+        let requested = wanted.image;
+        let Some(reference) = normalize(requested) else {
             let message = format!(
                 "Failed to apply default image tag {requested:?}: couldn't parse image name {requested:?}: invalid reference format"
             );
-            self.recorder.container(pod, &spec.name, Level::Warning, "InspectFailed", message.clone());
+            self.tell(pod, wanted, Level::Warning, "InspectFailed", message.clone());
             return Err(problem("InvalidImageName", message, BACKOFF_START));
         };
         let present = self.runtime.image(&reference).await.map_err(|error| {
             let message = format!("Failed to inspect image {reference:?}: {error}");
-            self.recorder.container(pod, &spec.name, Level::Warning, "InspectFailed", message.clone());
+            self.tell(pod, wanted, Level::Warning, "InspectFailed", message.clone());
             problem("ImageInspectError", message, BACKOFF_START)
         })?;
-        let policy = spec.image_pull_policy.as_deref().unwrap_or_else(|| default_policy(&reference));
+        let policy = wanted.policy.unwrap_or_else(|| default_policy(&reference));
         match (policy, present) {
             ("Never", None) => {
                 let message = format!("Container image {requested:?} is not present with pull policy of Never");
-                self.recorder.container(pod, &spec.name, Level::Warning, "ErrImageNeverPull", message.clone());
+                self.tell(pod, wanted, Level::Warning, "ErrImageNeverPull", message.clone());
                 Err(problem("ErrImageNeverPull", message, BACKOFF_START))
             }
             ("Never" | "IfNotPresent", Some(image)) => {
                 let message =
                     format!("Container image {requested:?} already present on machine and can be accessed by the pod");
-                self.recorder.container(pod, &spec.name, Level::Normal, "Pulled", message);
+                self.tell(pod, wanted, Level::Normal, "Pulled", message);
                 Ok(image)
             }
-            _ => self.pull(pod, spec, &requested, &reference, sandbox).await,
+            _ => self.pull(pod, wanted, &reference, sandbox).await,
         }
     }
 
     async fn pull(
         &self,
         pod: &Pod,
-        spec: &Spec,
-        requested: &str,
+        wanted: &Wanted<'_>,
         reference: &str,
         sandbox: &cri::PodSandboxConfig,
     ) -> Result<cri::Image, Problem> {
+        let requested = wanted.image;
         let key = (crate::pod::runtime_uid(pod).to_owned(), reference.to_owned());
         let now = Timestamp::now();
         let waiting = self.failed.lock().get(&key).filter(|failed| failed.until > now).map(|failed| {
@@ -88,11 +109,11 @@ impl Images {
         });
         if let Some(waiting) = waiting {
             let event = format!("Back-off pulling image {requested:?}");
-            self.recorder.container(pod, &spec.name, Level::Normal, "BackOff", event);
-            self.recorder.container(pod, &spec.name, Level::Warning, "Failed", "Error: ImagePullBackOff");
+            self.tell(pod, wanted, Level::Normal, "BackOff", event);
+            self.tell(pod, wanted, Level::Warning, "Failed", "Error: ImagePullBackOff");
             return Err(waiting);
         }
-        self.recorder.container(pod, &spec.name, Level::Normal, "Pulling", format!("Pulling image {requested:?}"));
+        self.tell(pod, wanted, Level::Normal, "Pulling", format!("Pulling image {requested:?}"));
         let begun = Instant::now();
         // The semaphore is never closed.
         let _permit = self.pulls.acquire().await.ok();
@@ -106,14 +127,14 @@ impl Images {
                     short(begun.elapsed()),
                     image.size
                 );
-                self.recorder.container(pod, &spec.name, Level::Normal, "Pulled", message);
+                self.tell(pod, wanted, Level::Normal, "Pulled", message);
                 Ok(image)
             }
             Err(error) => {
                 let message = format!("failed to pull image {requested:?}: {error}");
                 let event = format!("Failed to pull image {requested:?}: {error}");
-                self.recorder.container(pod, &spec.name, Level::Warning, "Failed", event);
-                self.recorder.container(pod, &spec.name, Level::Warning, "Failed", "Error: ErrImagePull");
+                self.tell(pod, wanted, Level::Warning, "Failed", event);
+                self.tell(pod, wanted, Level::Warning, "Failed", "Error: ErrImagePull");
                 self.note_failure(key, &message);
                 // The next look finds the back-off and says so.
                 Err(problem("ErrImagePull", message, Duration::from_secs(1)))

@@ -23,3 +23,4 @@ pub mod server;
 pub mod state;
 pub mod streaming;
 pub mod volumes;
+pub mod watches;

@@ -1,5 +1,6 @@
 //! Config maps, secrets and other objects that pods refer to, read when they are needed and never kept.
 
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::{Api, Client};
@@ -66,6 +67,11 @@ impl Objects {
     pub async fn runtime_class(&self, name: &str) -> Result<RuntimeClass, ObjectError> {
         let api = Api::all(self.client.clone());
         api.get(name).await.map_err(|error| ObjectError::from("RuntimeClass", name, error))
+    }
+
+    pub async fn trust_bundle(&self, name: &str) -> Result<ClusterTrustBundle, ObjectError> {
+        let api = Api::all(self.client.clone());
+        api.get(name).await.map_err(|error| ObjectError::from("clustertrustbundle.certificates.k8s.io", name, error))
     }
 
     pub async fn volume(&self, name: &str) -> Result<PersistentVolume, ObjectError> {

@@ -1,6 +1,7 @@
 //! The container runtime as the kubelet sees it: the CRI services of containerd's socket, one thin method per call
 //! with a deadline, and containerd's event stream. No policy; a failed call is reported, never retried here.
 
+mod create;
 mod events;
 
 use std::future::Future;
@@ -15,6 +16,7 @@ use tonic::{Code, Response, Status};
 
 use crate::pod::observed::{self, RuntimePod, keys};
 
+pub use create::{ContainerConfig, Mount, stop_signal};
 pub use events::{RuntimeEvent, follow as follow_events};
 
 /// No call but a pull, a stop with a grace period or an exec may take longer.
@@ -137,15 +139,16 @@ impl Runtime {
     pub async fn create_container(
         &self,
         sandbox_id: &str,
-        config: cri::ContainerConfig,
+        config: ContainerConfig,
         sandbox_config: cri::PodSandboxConfig,
     ) -> Result<String, RuntimeError> {
-        let request = cri::CreateContainerRequest {
+        let request = create::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.to_owned(),
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        Ok(rpc!(self.runtime, create_container, request)?.container_id)
+        let answer = create::create_container(self.channel.clone(), request);
+        Ok(within("create_container", DEADLINE, answer).await?.container_id)
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {

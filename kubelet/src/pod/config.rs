@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::observed::keys;
 use super::{plan, qos};
+use crate::cri::{ContainerConfig, Mount, stop_signal};
 
 /// Kernel files that containers do not see, and those that they see read-only, unless `procMount: Unmasked`.
 const MASKED_PATHS: [&str; 12] = [
@@ -203,7 +204,7 @@ pub struct ContainerSetup<'a> {
     pub image_uid: Option<i64>,
     pub image_user: String,
     pub env: Vec<(String, String)>,
-    pub mounts: Vec<cri::Mount>,
+    pub mounts: Vec<Mount>,
     /// The id of the container whose process namespace an ephemeral container joins.
     pub target: Option<String>,
     pub node_memory: i64,
@@ -212,7 +213,7 @@ pub struct ContainerSetup<'a> {
     pub seccomp_root: &'a Path,
 }
 
-pub fn container(setup: ContainerSetup<'_>) -> Result<cri::ContainerConfig, SpecError> {
+pub fn container(setup: ContainerSetup<'_>) -> Result<ContainerConfig, SpecError> {
     let (pod, spec) = (setup.pod, setup.spec);
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         let known: BTreeMap<&str, &str> = setup.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -235,7 +236,8 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<cri::ContainerConfig, Spec
         resources: Some(resources(pod, spec, setup.node_memory, setup.quota_period)),
         security_context: Some(security(&setup)?),
     };
-    Ok(cri::ContainerConfig {
+    let signal = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    Ok(ContainerConfig {
         metadata: Some(cri::ContainerMetadata {
             name: spec.name.clone(),
             attempt: u32::try_from(setup.restart_count).unwrap_or(0),
@@ -257,6 +259,7 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<cri::ContainerConfig, Spec
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
         linux: Some(linux),
+        stop_signal: signal.map_or(0, stop_signal),
         ..Default::default()
     })
 }

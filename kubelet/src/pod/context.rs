@@ -12,13 +12,16 @@ use crate::events::Recorder;
 use crate::images::Images;
 use crate::objects::Objects;
 use crate::state::NodeState;
-use crate::volumes::Tokens;
+use crate::volumes::{PodCertificates, Tokens};
+use crate::watches::Watches;
 
 pub struct NodeContext {
     pub state: Arc<NodeState>,
     pub objects: Objects,
     pub services: Arc<ServiceEnv>,
     pub tokens: Tokens,
+    pub certificates: PodCertificates,
+    pub watches: Watches,
     pub images: Images,
     pub recorder: Recorder,
     pub cgroups: Cgroups,

@@ -12,6 +12,7 @@ pub mod manager;
 pub mod observed;
 pub mod plan;
 pub mod qos;
+mod reporter;
 pub mod run;
 pub mod services;
 mod static_pods;

@@ -17,9 +17,11 @@ use super::context::NodeContext;
 use super::observed::RuntimePod;
 use super::plan::Problem;
 use super::{env, hooks, runtime_uid, status};
+use crate::cri::{ContainerConfig, Mount};
 use crate::events::Level;
+use crate::images::Wanted;
 use crate::server::logs::line;
-use crate::volumes::{self, VolumeContext, Volumes};
+use crate::volumes::{self, ImageVolumes, MountContext, VolumeContext, Volumes};
 
 const RETRY: Duration = Duration::from_secs(5);
 const RETRY_SANDBOX: Duration = Duration::from_secs(2);
@@ -91,6 +93,7 @@ impl Job {
             root_dir: self.root(),
             objects: &self.node.objects,
             tokens: &self.node.tokens,
+            certificates: &self.node.certificates,
             downward: &downward,
         };
         volumes::setup(&self.pod, &cx).await.map(Arc::new)
@@ -150,9 +153,15 @@ impl Job {
         let parent =
             self.node.cgroups.ensure_pod(&self.pod).map_err(|e| problem("CreateContainerError", chain(&e), RETRY))?;
         let sandbox_config = self.sandbox_config(sandbox.attempt, parent);
-        let image = self.node.images.ensure(&self.pod, &spec, &sandbox_config).await?;
+        let volumes = self.image_volumes(&spec, &sandbox_config).await?;
+        let wanted = Wanted {
+            image: spec.image.as_deref().unwrap_or_default(),
+            policy: spec.image_pull_policy.as_deref(),
+            container: Some(name),
+        };
+        let image = self.node.images.ensure(&self.pod, &wanted, &sandbox_config).await?;
         let container_config = self
-            .container_config(&spec, restart_count, image)
+            .container_config(&spec, restart_count, image, &volumes)
             .await
             .map_err(|message| self.start_failed(&spec, "CreateContainerConfigError", message))?;
         let runtime = &self.node.state.runtime;
@@ -170,6 +179,23 @@ impl Job {
         self.node.recorder.container(&self.pod, name, Level::Normal, "Started", "Container started");
         self.link_log(&spec, &id, &log_path);
         self.post_start(&spec, &id).await
+    }
+
+    /// Pulls the images that the container mounts as volumes.
+    async fn image_volumes(&self, spec: &Spec, sandbox: &cri::PodSandboxConfig) -> Result<ImageVolumes, Problem> {
+        let mut pulled = ImageVolumes::new();
+        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        for (name, source) in volumes.filter_map(|volume| Some((&volume.name, volume.image.as_ref()?))) {
+            if !spec.volume_mounts.iter().flatten().any(|mount| mount.name == *name) {
+                continue;
+            }
+            let reference = source.reference.clone().unwrap_or_default();
+            let wanted = Wanted { image: &reference, policy: source.pull_policy.as_deref(), container: None };
+            let image = self.node.images.ensure(&self.pod, &wanted, sandbox).await?.id;
+            let image = cri::ImageSpec { image, user_specified_image: reference, ..Default::default() };
+            pulled.insert(name.clone(), image);
+        }
+        Ok(pulled)
     }
 
     async fn post_start(&self, spec: &Spec, id: &str) -> Result<(), Problem> {
@@ -208,7 +234,8 @@ impl Job {
         spec: &Spec,
         restart_count: i32,
         image: cri::Image,
-    ) -> Result<cri::ContainerConfig, String> {
+        images: &ImageVolumes,
+    ) -> Result<ContainerConfig, String> {
         let pod_ips = self.pod_ips();
         self.node.services.synced().await;
         let downward = self.node.downward(&self.pod, &pod_ips);
@@ -218,8 +245,8 @@ impl Job {
             Some(volumes) => volumes.clone(),
             None => self.mount_volumes().await.map_err(|error| chain(&error))?,
         };
-        let mut mounts = volumes::container_mounts(&self.pod, spec, &volumes, &environment, self.root())
-            .map_err(|error| chain(&error))?;
+        let cx = MountContext { pod: &self.pod, volumes: &volumes, images, env: &environment, root_dir: self.root() };
+        let mut mounts = volumes::container_mounts(spec, &cx).map_err(|error| chain(&error))?;
         mounts.extend(self.hosts_mount(spec, &pod_ips)?);
         mounts.push(self.termination_mount(spec, restart_count)?);
         let ephemeral = self.pod.spec.iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
@@ -246,7 +273,7 @@ impl Job {
     }
 
     /// `/etc/hosts` with the pod's own names, unless the container brings its own.
-    fn hosts_mount(&self, spec: &Spec, pod_ips: &[String]) -> Result<Option<cri::Mount>, String> {
+    fn hosts_mount(&self, spec: &Spec, pod_ips: &[String]) -> Result<Option<Mount>, String> {
         let own = spec.volume_mounts.iter().flatten().any(|mount| mount.mount_path == "/etc/hosts");
         if own || pod_ips.is_empty() {
             return Ok(None);
@@ -259,7 +286,7 @@ impl Job {
                 .map_err(|error| format!("cannot set the mode of {}: {error}", path.display()))?;
         }
         let readonly = spec.security_context.as_ref().and_then(|own| own.read_only_root_filesystem).unwrap_or(false);
-        Ok(Some(cri::Mount {
+        Ok(Some(Mount {
             container_path: "/etc/hosts".to_owned(),
             host_path: path.display().to_string(),
             readonly,
@@ -268,14 +295,14 @@ impl Job {
     }
 
     /// The file for the termination message; a new one for every start.
-    fn termination_mount(&self, spec: &Spec, restart_count: i32) -> Result<cri::Mount, String> {
+    fn termination_mount(&self, spec: &Spec, restart_count: i32) -> Result<Mount, String> {
         let directory = volumes::pod_dir(self.root(), self.uid()).join("containers").join(&spec.name);
         fs::create_dir_all(&directory).map_err(|error| format!("cannot create {}: {error}", directory.display()))?;
         let path = directory.join(format!("{restart_count}-{:08x}", rand::random::<u32>()));
         fs::write(&path, "").map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
             .map_err(|error| format!("cannot set the mode of {}: {error}", path.display()))?;
-        Ok(cri::Mount {
+        Ok(Mount {
             container_path: config::termination_path(spec).to_owned(),
             host_path: path.display().to_string(),
             ..Default::default()
@@ -430,7 +457,9 @@ impl Job {
         {
             tracing::warn!(path = %logs.display(), %error, "cannot remove the pod's logs");
         }
-        self.node.tokens.forget(self.pod.metadata.uid.as_deref().unwrap_or_default());
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        self.node.tokens.forget(uid);
+        self.node.certificates.forget(uid);
     }
 }
 

@@ -4,8 +4,9 @@
 //! Its mailbox keeps only the newest desired state; everything else that wakes it (a runtime event, a probe, an action
 //! that ended, a time) only means "look again".
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,11 +15,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::api::{self, name_of, version_number};
+use super::api::{self, name_of};
 use super::context::NodeContext;
 use super::observed::{Container, RunState, RuntimePod};
 use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem};
 use super::qos::Resources;
+use super::reporter::Reporter;
 use super::run::{self, Job};
 use super::{runtime_uid, status};
 use crate::events::Level;
@@ -26,9 +28,14 @@ use crate::objects::api_error;
 use crate::probes::{Kind, Prober, Report, Target};
 use crate::state::PodView;
 use crate::volumes::{self, Volumes};
+use crate::watches::{self, Listener, Reference};
 
-/// The safety net under the runtime's events, and the pace at which changing volumes are refreshed.
+/// The safety net under the runtime's events.
 const RELIST: Duration = Duration::from_secs(60);
+/// The safety net under the watches of what volumes show.
+const REFRESH: Duration = Duration::from_secs(600);
+/// After a refresh that failed.
+const REFRESH_RETRY: Duration = Duration::from_secs(20);
 /// How long the CRI may lag behind containerd's own exit event, and how often to ask meanwhile.
 const EXIT_LAG: Duration = Duration::from_secs(2);
 const EXIT_POLL: Duration = Duration::from_millis(15);
@@ -58,6 +65,8 @@ struct Wake {
     notify: Notify,
     /// Containers that containerd says have ended.
     exited: Mutex<HashSet<String>>,
+    /// Something that a volume shows has changed.
+    volumes_stale: AtomicBool,
 }
 
 impl Handle {
@@ -105,15 +114,14 @@ struct Worker {
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     tasks: JoinSet<(Option<Lane>, Outcome)>,
     lanes: HashMap<Lane, (AbortHandle, Action)>,
-    /// The status that the API has, as far as known, and its version.
-    known: Option<(PodStatus, Option<String>)>,
-    /// What the API answered to the last report.
-    echo: Option<PodStatus>,
-    computed: PodStatus,
-    reporting: bool,
-    report_retry: Option<tokio::time::Instant>,
+    reporter: Reporter,
     refresh_at: tokio::time::Instant,
-    refreshing: bool,
+    /// The refresh of the volumes that is under way.
+    refreshing: Option<AbortHandle>,
+    /// What the pod's watches cover; none while it is ending.
+    references: BTreeSet<Reference>,
+    /// Told by those watches.
+    stale: Listener,
     /// Labels and annotations at the last look.
     shown: Option<(Notes, Notes)>,
     /// Termination messages already read, by container id.
@@ -127,6 +135,13 @@ pub fn spawn(node: &Arc<NodeContext>, desired: Desired, ended: mpsc::UnboundedSe
     let (sender, receiver) = watch::channel(desired);
     let wake = Arc::new(Wake::default());
     let uid = runtime_uid(&receiver.borrow().pod).to_owned();
+    let stale = {
+        let wake = wake.clone();
+        Arc::new(move || {
+            wake.volumes_stale.store(true, Ordering::Relaxed);
+            wake.notify.notify_one();
+        })
+    };
     let worker = Worker {
         node: node.clone(),
         desired: receiver,
@@ -137,13 +152,11 @@ pub fn spawn(node: &Arc<NodeContext>, desired: Desired, ended: mpsc::UnboundedSe
         reports: mpsc::channel(16),
         tasks: JoinSet::new(),
         lanes: HashMap::new(),
-        known: None,
-        echo: None,
-        computed: PodStatus::default(),
-        reporting: false,
-        report_retry: None,
-        refresh_at: tokio::time::Instant::now() + RELIST,
-        refreshing: false,
+        reporter: Reporter::default(),
+        refresh_at: tokio::time::Instant::now() + REFRESH,
+        refreshing: None,
+        references: BTreeSet::new(),
+        stale,
         shown: None,
         messages: HashMap::new(),
         announced: HashSet::new(),
@@ -171,6 +184,7 @@ impl Worker {
                 }
             };
             self.follow_probes(&desired, &observed);
+            self.follow_references(&desired);
             let now = Timestamp::now();
             let mut plan = plan::plan(&desired.pod, &observed, &self.facts, now);
             if plan.ending && self.facts.ending_since.is_none() {
@@ -200,23 +214,8 @@ impl Worker {
         if self.facts.verdict.is_none() {
             self.facts.verdict.clone_from(&desired.verdict);
         }
-        let Some(object) = &desired.object else {
-            self.known = None;
-            return;
-        };
-        let newer = match &self.known {
-            None => true,
-            Some((_, Some(version))) => version_number(object) > version.parse().unwrap_or(0),
-            Some((_, None)) => true,
-        };
-        if newer && !self.reporting {
-            // An echo of our own write is no news, even if the server spells it differently.
-            let known = self.known.take().map(|(known, _)| known);
-            let echo = self.echo.is_some() && self.echo == object.status;
-            let status = known.filter(|_| echo).unwrap_or_else(|| object.status.clone().unwrap_or_default());
-            self.known = Some((status, object.metadata.resource_version.clone()));
-        }
-        if self.facts.start_time.is_none() {
+        self.reporter.adopt(desired.object.as_deref());
+        if let Some(object) = desired.object.as_ref().filter(|_| self.facts.start_time.is_none()) {
             let of_api = object.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
             self.facts.start_time = Some(of_api.unwrap_or_else(|| status::whole_seconds(Timestamp::now())));
         }
@@ -284,8 +283,7 @@ impl Worker {
             // At first sight it runs with what it was started with.
             let resources = || Resources::of(spec.resources.as_ref());
             self.facts.applied.entry(id.to_owned()).or_insert_with(resources);
-            let known = self.known.as_ref().map(|(status, _)| status);
-            let was_ready = known.is_some_and(|status| was_ready(status, id));
+            let was_ready = self.reporter.known().is_some_and(|status| was_ready(status, id));
             let health = *self.facts.health.entry(id.to_owned()).or_insert_with(|| {
                 // After a restart of the kubelet a ready container stays ready until a probe says otherwise.
                 if was_ready { Health { started: true, alive: true, ready: true } } else { Health::initial(&spec) }
@@ -306,10 +304,23 @@ impl Worker {
         }
     }
 
+    /// Has the pod told of changes to what its volumes show, until it ends.
+    fn follow_references(&mut self, desired: &Desired) {
+        let ending = self.facts.ending_since.is_some();
+        let references = if ending { BTreeSet::new() } else { watches::references(&desired.pod) };
+        if references != self.references {
+            self.node.watches.listen(runtime_uid(&desired.pod), &references, &self.stale);
+            self.references = references;
+        }
+    }
+
     fn begin_ending(&mut self) {
         self.facts.ending_since = Some(Timestamp::now());
         if let Some((task, action)) = self.lanes.get(&Lane::Start) {
             tracing::debug!(?action, "given up, the pod is ending");
+            task.abort();
+        }
+        if let Some(task) = &self.refreshing {
             task.abort();
         }
         self.probers.clear();
@@ -335,24 +346,57 @@ impl Worker {
                     _ => continue,
                 }
             }
+            // What is being set up or refreshed cannot be released; it has been told to end.
+            let busy = self.refreshing.is_some() || self.lanes.contains_key(&Lane::Start);
+            if *action == Action::Release && busy {
+                continue;
+            }
             // The object must not go before its last status has arrived.
-            if *action == Action::Delete && self.is_dirty(desired) {
+            if *action == Action::Delete && desired.object.is_some() && self.reporter.is_dirty() {
                 continue;
             }
             self.spawn(action.clone(), self.job(desired, observed), desired);
         }
-        let refresh = tokio::time::Instant::now() >= self.refresh_at && !plan.ending && !self.refreshing;
-        if refresh && observed.sandbox().is_some() && volumes::may_change(&desired.pod) {
-            self.refreshing = true;
-            let job = self.job(desired, observed);
-            self.tasks.spawn(async move {
-                let result = job.mount_volumes().await;
-                if let Err(error) = &result {
-                    tracing::warn!(pod = name_of(&job.pod), %error, "cannot refresh volumes");
-                }
-                (None, Outcome::Refreshed(result.ok()))
-            });
+        if !plan.ending && observed.sandbox().is_some() {
+            self.refresh_volumes(desired, observed);
         }
+    }
+
+    /// Brings the volumes up to date when something that they show has changed or got old.
+    fn refresh_volumes(&mut self, desired: &Desired, observed: &Arc<RuntimePod>) {
+        if self.refreshing.is_some() || !volumes::may_change(&desired.pod) {
+            return;
+        }
+        let stale = self.wake.volumes_stale.swap(false, Ordering::Relaxed);
+        if !stale && tokio::time::Instant::now() < self.refresh_at {
+            return;
+        }
+        let job = self.job(desired, observed);
+        let task = self.tasks.spawn(async move {
+            let result = job.mount_volumes().await;
+            if let Err(error) = &result {
+                tracing::warn!(
+                    pod = name_of(&job.pod),
+                    error = apimachinery::process::error_chain(error),
+                    "cannot refresh volumes"
+                );
+            }
+            (None, Outcome::Refreshed(result.ok()))
+        });
+        self.refreshing = Some(task);
+    }
+
+    /// Notes what the volumes are now and when they have to be looked at again.
+    fn take_volumes(&mut self, volumes: Option<Arc<Volumes>>) {
+        let delay = match &volumes {
+            None => REFRESH_RETRY,
+            Some(volumes) => volumes.refresh_at.map_or(REFRESH, |at| {
+                let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+                left.clamp(Duration::from_secs(1), REFRESH)
+            }),
+        };
+        self.refresh_at = tokio::time::Instant::now() + delay;
+        self.volumes = volumes.or(self.volumes.take());
     }
 
     fn spawn(&mut self, action: Action, job: Job, desired: &Desired) {
@@ -404,43 +448,24 @@ impl Worker {
         self.lanes.insert(lane, (task, action));
     }
 
-    fn is_dirty(&self, desired: &Desired) -> bool {
-        desired.object.is_some() && self.known.as_ref().is_none_or(|(known, _)| !same(known, &self.computed))
-    }
-
     /// Computes the status, shows it to the HTTP server, and sends it to the API if it differs.
     fn report(&mut self, desired: &Desired, observed: &Arc<RuntimePod>, now: Timestamp) {
-        let previous = match &self.known {
-            Some((known, _)) if self.computed == PodStatus::default() => known.clone(),
-            _ => std::mem::take(&mut self.computed),
-        };
-        let cx = status::Context { facts: &self.facts, host_ips: &self.node.host_ips, now, previous: &previous };
         // Conditions of others live in the API's object, also for a static pod.
         let mut seen = Pod::clone(&desired.pod);
         if let Some(object) = &desired.object {
             seen.status.clone_from(&object.status);
         }
-        self.computed = status::status(&seen, observed, &cx);
-        seen.status = Some(self.computed.clone());
+        let (facts, host_ips) = (&self.facts, &self.node.host_ips);
+        let computed = self
+            .reporter
+            .compute(|previous| status::status(&seen, observed, &status::Context { facts, host_ips, now, previous }));
+        seen.status = Some(computed.clone());
         let uid = runtime_uid(&desired.pod);
         self.node.state.publish(uid, PodView { pod: Arc::new(seen), observed: observed.clone() });
 
-        let waiting = self.report_retry.is_some_and(|at| at > tokio::time::Instant::now());
-        let Some(object) = desired.object.clone().filter(|_| !self.reporting && !waiting && !desired.removed) else {
-            return;
-        };
-        let known = self.known.as_ref().map(|(known, _)| known.clone()).unwrap_or_default();
-        let patch = match status::patch(object.metadata.uid.as_deref().unwrap_or_default(), &known, &self.computed) {
-            Ok(Some(patch)) => patch,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::error!(pod = name_of(&object), %error, "cannot encode the status");
-                return;
-            }
-        };
-        tracing::debug!(pod = name_of(&object), %patch, "reporting");
-        self.reporting = true;
-        let (node, status) = (self.node.clone(), Box::new(self.computed.clone()));
+        let Some(object) = desired.object.clone().filter(|_| !desired.removed) else { return };
+        let Some((patch, status)) = self.reporter.next(&object) else { return };
+        let (node, status) = (self.node.clone(), Box::new(status));
         self.tasks.spawn(async move {
             let result = Box::new(api::report(node.objects.client(), &object, patch).await);
             (None, Outcome::Reported { result, status })
@@ -476,8 +501,12 @@ impl Worker {
             let delay = Duration::try_from(at.duration_since(now)).unwrap_or_default();
             until = until.min(tokio::time::Instant::now() + delay + Duration::from_millis(5));
         }
-        if let Some(retry) = self.report_retry.filter(|retry| *retry > tokio::time::Instant::now()) {
+        if let Some(retry) = self.reporter.retry_at() {
             until = until.min(retry);
+        }
+        // One in the past is of a pod whose volumes need no refreshing, or no longer.
+        if self.refreshing.is_none() && self.refresh_at > tokio::time::Instant::now() {
+            until = until.min(self.refresh_at);
         }
         tokio::select! {
             changed = self.desired.changed() => {
@@ -496,6 +525,7 @@ impl Worker {
                         // Given up by us, or a bug: either way the lane is free again.
                         let id = error.id();
                         self.lanes.retain(|_, (task, _)| task.id() != id);
+                        self.refreshing.take_if(|task| task.id() == id);
                         if error.is_panic() {
                             tracing::error!(%error, "an action failed unexpectedly");
                         }
@@ -523,7 +553,7 @@ impl Worker {
         }
         match outcome {
             Outcome::Sandbox(Ok(volumes)) => {
-                self.volumes = Some(volumes);
+                self.take_volumes(Some(volumes));
                 self.facts.pod_problem = None;
             }
             Outcome::Sandbox(Err(problem)) => self.facts.pod_problem = Some(problem),
@@ -539,15 +569,14 @@ impl Worker {
                 self.facts.resize_retry = Timestamp::now().checked_add(RELIST).ok();
             }
             Outcome::Refreshed(volumes) => {
-                self.refreshing = false;
-                self.volumes = volumes.or(self.volumes.take());
-                self.refresh_at = tokio::time::Instant::now() + RELIST;
+                self.refreshing = None;
+                self.take_volumes(volumes);
             }
             Outcome::Released(done) => self.facts.released = done,
             Outcome::Deleted(Ok(())) => self.facts.removed = true,
             Outcome::Done => {}
             Outcome::Deleted(Err(error)) => tracing::warn!(error = api_error(&error), "cannot delete the pod's object"),
-            Outcome::Reported { result, status } => self.reported(*result, *status),
+            Outcome::Reported { result, status } => self.reporter.answered(*result, *status),
             Outcome::Forgotten => {
                 self.node.state.forget(runtime_uid(&self.desired.borrow().pod));
                 return true;
@@ -568,30 +597,6 @@ impl Worker {
             Err(problem) => drop(self.facts.problems.insert(name, problem)),
         }
     }
-
-    fn reported(&mut self, result: Result<Pod, kube::Error>, status: PodStatus) {
-        self.reporting = false;
-        self.report_retry = None;
-        match result {
-            Ok(pod) => {
-                self.known = Some((status, pod.metadata.resource_version));
-                self.echo = pod.status;
-            }
-            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
-                // Gone, or another object of that name: the watch will say which.
-                self.report_retry = Some(tokio::time::Instant::now() + Duration::from_secs(1));
-            }
-            Err(error) => {
-                tracing::warn!(error = api_error(&error), "cannot report a pod's status");
-                self.report_retry = Some(tokio::time::Instant::now() + Duration::from_secs(2));
-            }
-        }
-    }
-}
-
-/// Equal as far as a patch would tell.
-fn same(known: &PodStatus, computed: &PodStatus) -> bool {
-    matches!(status::patch("", known, computed), Ok(None))
 }
 
 fn was_ready(status: &PodStatus, container_id: &str) -> bool {

@@ -138,7 +138,7 @@ async fn run_pod(runtime: &Runtime, uid: &str, script: &str) -> String {
     };
     let sandbox = runtime.run_sandbox(sandbox_config.clone(), "").await.expect("a sandbox");
     labels.insert(keys::CONTAINER_NAME.to_owned(), "c".to_owned());
-    let config = cri::ContainerConfig {
+    let config = crate::cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
         image: Some(cri::ImageSpec { image: "docker.io/library/busybox:latest".into(), ..Default::default() }),
         command: vec!["sh".into(), "-c".into(), script.into()],

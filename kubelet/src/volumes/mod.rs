@@ -6,7 +6,11 @@
 
 mod mount;
 mod payload;
+mod pem;
+mod pod_certificates;
 mod projected;
+mod tokens;
+mod trust_bundles;
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use apimachinery::meta::Quantity;
+use jiff::Timestamp;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
     Container as Spec, HostPathVolumeSource, PersistentVolumeClaimVolumeSource, Pod, Volume, VolumeMount,
@@ -23,8 +28,11 @@ use nix::unistd::{Gid, chown};
 
 pub use mount::{MountError, unmount_below};
 pub use payload::PayloadError;
-pub use projected::{ProjectedError, Tokens};
+pub use pod_certificates::PodCertificates;
+pub use projected::ProjectedError;
+pub use tokens::Tokens;
 
+use crate::cri::Mount;
 use crate::objects::{ObjectError, Objects};
 use crate::pod::downward::Downward;
 use crate::pod::env::expand;
@@ -57,7 +65,12 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeEr
 }
 
 /// Where each volume of a pod is on the host.
-pub type Volumes = HashMap<String, Mounted>;
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Volumes {
+    pub mounted: HashMap<String, Mounted>,
+    /// When to set them up again although nothing has changed: something in them gets old.
+    pub refresh_at: Option<Timestamp>,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mounted {
@@ -65,18 +78,19 @@ pub enum Mounted {
         path: PathBuf,
         read_only: bool,
     },
-    /// An image, mounted by the runtime.
-    Image {
-        reference: String,
-        pull_policy: Option<String>,
-    },
+    /// An image, which the runtime mounts for each container; see [`ImageVolumes`].
+    Image,
 }
+
+/// What was pulled for the image volumes of a container, by the volume's name.
+pub type ImageVolumes = HashMap<String, cri::ImageSpec>;
 
 /// What volumes are made from beside the pod.
 pub struct VolumeContext<'a> {
     pub root_dir: &'a Path,
     pub objects: &'a Objects,
     pub tokens: &'a Tokens,
+    pub certificates: &'a PodCertificates,
     pub downward: &'a Downward<'a>,
 }
 
@@ -119,14 +133,16 @@ fn remove(path: &Path) -> Result<(), VolumeError> {
 
 /// Sets up (or refreshes) all volumes of the pod.
 pub async fn setup(pod: &Pod, cx: &VolumeContext<'_>) -> Result<Volumes, VolumeError> {
-    let mut volumes = Volumes::new();
+    let mut volumes = Volumes::default();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        volumes.insert(volume.name.clone(), one(pod, volume, cx).await?);
+        let (mounted, refresh_at) = one(pod, volume, cx).await?;
+        volumes.mounted.insert(volume.name.clone(), mounted);
+        volumes.refresh_at = volumes.refresh_at.into_iter().chain(refresh_at).min();
     }
     Ok(volumes)
 }
 
-/// True when a later look may find other content: then the pod is refreshed from time to time.
+/// True when a later look may find other content.
 pub fn may_change(pod: &Pod) -> bool {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let mut changing = volumes.filter(|volume| {
@@ -143,29 +159,29 @@ fn fs_group(pod: &Pod) -> Option<u32> {
     u32::try_from(group).ok()
 }
 
-async fn one(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<Mounted, VolumeError> {
+/// One volume, and when it gets old.
+async fn one(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<(Mounted, Option<Timestamp>), VolumeError> {
     let plugin_dir = |plugin: &str| {
         let uid = crate::pod::runtime_uid(pod);
         pod_dir(cx.root_dir, uid).join("volumes").join(plugin).join(&volume.name)
     };
-    let writable = |path| Ok(Mounted::Path { path, read_only: false });
+    let lasting = |mounted| Ok((mounted, None));
     if let Some(source) = &volume.empty_dir {
         let path = plugin_dir("kubernetes.io~empty-dir");
         let limit = source.size_limit.as_ref().and_then(|limit| limit.0.parse::<Quantity>().ok());
         let size = limit.and_then(|limit| u64::try_from(limit.value()).ok()).unwrap_or(0);
         empty_dir(&path, source.medium.as_deref() == Some("Memory"), size, fs_group(pod))?;
-        return writable(path);
+        return lasting(Mounted::Path { path, read_only: false });
     }
     if let Some(source) = &volume.host_path {
         host_path(source)?;
-        return writable(PathBuf::from(&source.path));
+        return lasting(Mounted::Path { path: PathBuf::from(&source.path), read_only: false });
     }
-    if let Some(source) = &volume.image {
-        let reference = source.reference.clone().unwrap_or_default();
-        return Ok(Mounted::Image { reference, pull_policy: source.pull_policy.clone() });
+    if volume.image.is_some() {
+        return lasting(Mounted::Image);
     }
     if let Some(claim) = &volume.persistent_volume_claim {
-        return persistent(pod, claim, cx).await;
+        return lasting(persistent(pod, claim, cx).await?);
     }
     let Some(content) = projected::content(pod, volume, cx).await? else {
         return Err(VolumeError::Unsupported(volume.name.clone()));
@@ -179,7 +195,7 @@ async fn one(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<Mount
     if let Some(group) = fs_group(pod) {
         chown(&path, None, Some(Gid::from_raw(group))).map_err(|errno| failed("chown", &path)(errno.into()))?;
     }
-    Ok(Mounted::Path { path, read_only: true })
+    Ok((Mounted::Path { path, read_only: true }, content.refresh_at))
 }
 
 fn empty_dir(path: &Path, memory: bool, size: u64, group: Option<u32>) -> Result<(), VolumeError> {
@@ -243,47 +259,49 @@ async fn persistent(
     }
 }
 
+/// What the mounts of one container are made from beside its spec.
+pub struct MountContext<'a> {
+    pub pod: &'a Pod,
+    pub volumes: &'a Volumes,
+    pub images: &'a ImageVolumes,
+    /// The container's environment, for `subPathExpr`.
+    pub env: &'a [(String, String)],
+    pub root_dir: &'a Path,
+}
+
 /// The runtime's mounts for one container.
-pub fn container_mounts(
-    pod: &Pod,
-    spec: &Spec,
-    volumes: &Volumes,
-    env: &[(String, String)],
-    root_dir: &Path,
-) -> Result<Vec<cri::Mount>, VolumeError> {
+pub fn container_mounts(spec: &Spec, cx: &MountContext<'_>) -> Result<Vec<Mount>, VolumeError> {
     let mounts = spec.volume_mounts.iter().flatten().enumerate();
-    mounts.map(|(index, mount)| container_mount(pod, spec, volumes, env, root_dir, index, mount)).collect()
+    mounts.map(|(index, mount)| container_mount(spec, index, mount, cx)).collect()
 }
 
 fn container_mount(
-    pod: &Pod,
     spec: &Spec,
-    volumes: &Volumes,
-    env: &[(String, String)],
-    root_dir: &Path,
     index: usize,
     mount: &VolumeMount,
-) -> Result<cri::Mount, VolumeError> {
-    let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::NoVolume(mount.name.clone()))?;
+    cx: &MountContext<'_>,
+) -> Result<Mount, VolumeError> {
+    let volume = cx.volumes.mounted.get(&mount.name).ok_or_else(|| VolumeError::NoVolume(mount.name.clone()))?;
     let container_path =
         if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
-    let Mounted::Path { path, read_only } = volume else {
-        return Ok(image_mount(volume, container_path));
-    };
     let sub_path = match &mount.sub_path_expr {
-        Some(text) => expand(text, |name| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())),
+        Some(text) => expand(text, |name| cx.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())),
         None => mount.sub_path.clone().unwrap_or_default(),
+    };
+    let Mounted::Path { path, read_only } = volume else {
+        let image = cx.images.get(&mount.name).ok_or_else(|| VolumeError::NoVolume(mount.name.clone()))?;
+        let image = Some(image.clone());
+        return Ok(Mount { container_path, readonly: true, image, image_sub_path: sub_path, ..Default::default() });
     };
     let host_path = if sub_path.is_empty() {
         path.clone()
     } else {
-        let uid = crate::pod::runtime_uid(pod);
-        let target =
-            pod_dir(root_dir, uid).join("volume-subpaths").join(&mount.name).join(&spec.name).join(index.to_string());
+        let subpaths = pod_dir(cx.root_dir, crate::pod::runtime_uid(cx.pod)).join("volume-subpaths");
+        let target = subpaths.join(&mount.name).join(&spec.name).join(index.to_string());
         mount::bind_sub_path(path, &sub_path, &target)?;
         target
     };
-    Ok(cri::Mount {
+    Ok(Mount {
         container_path,
         host_path: host_path.display().to_string(),
         readonly: mount.read_only.unwrap_or(false) || *read_only,
@@ -294,17 +312,4 @@ fn container_mount(
         } as i32,
         ..Default::default()
     })
-}
-
-fn image_mount(volume: &Mounted, container_path: String) -> cri::Mount {
-    let reference = match volume {
-        Mounted::Image { reference, .. } => reference.clone(),
-        Mounted::Path { .. } => String::new(),
-    };
-    cri::Mount {
-        container_path,
-        readonly: true,
-        image: Some(cri::ImageSpec { image: reference, ..Default::default() }),
-        ..Default::default()
-    }
 }

@@ -1,20 +1,17 @@
-//! The content of volumes that the API fills: config maps, secrets, the downward API, service account tokens, and any
-//! mix of them. Only reads; writing is the payload's business.
+//! The content of volumes that the API fills: config maps, secrets, the downward API, service account tokens,
+//! certificates, and any mix of them. Only reads; writing is the payload's business.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection, Volume,
-    VolumeProjection,
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, PodCertificateProjection, Secret, Volume, VolumeProjection,
 };
-use kube::api::PostParams;
-use kube::{Api, Client};
-use parking_lot::Mutex;
 
 use super::payload::{File, Payload};
+use super::pod_certificates::{self, PodCertificateError};
+use super::tokens::TokenError;
+use super::trust_bundles::{self, TrustBundleError};
 use super::{VolumeContext, VolumeError};
 use crate::objects::ObjectError;
 use crate::pod::downward::{Downward, DownwardError};
@@ -25,10 +22,12 @@ pub enum ProjectedError {
     NoKey { kind: &'static str, key: String },
     #[error(transparent)]
     Downward(#[from] DownwardError),
-    #[error("failed to fetch token: {0}")]
-    Token(#[source] Box<kube::Error>),
-    #[error("failed to fetch token: the API server's answer holds none")]
-    EmptyToken,
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    TrustBundle(#[from] TrustBundleError),
+    #[error(transparent)]
+    PodCertificate(#[from] PodCertificateError),
 }
 
 /// What a volume should hold.
@@ -38,12 +37,15 @@ pub struct Content {
     /// Secrets never touch the disk.
     pub in_memory: bool,
     pub files: Payload,
+    /// When to look again although nothing has changed: something in it gets old.
+    pub refresh_at: Option<Timestamp>,
 }
 
 /// The content of an API-filled volume; `None` for volumes of other types.
 pub async fn content(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<Option<Content>, VolumeError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut files = Payload::new();
+    let mut refresh_at = None;
     let (plugin, in_memory) = if let Some(source) = &volume.config_map {
         let optional = source.optional.unwrap_or(false);
         let map = or_empty(cx.objects.config_map(namespace, &source.name).await, optional)?;
@@ -59,25 +61,36 @@ pub async fn content(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Resu
         downward(source.items.as_deref(), mode(source.default_mode), cx.downward, &mut files)?;
         ("kubernetes.io~downward-api", true)
     } else if let Some(source) = &volume.projected {
-        for part in source.sources.iter().flatten() {
-            project(pod, &volume.name, part, mode(source.default_mode), cx, &mut files).await?;
+        for (index, part) in source.sources.iter().flatten().enumerate() {
+            let place = Place { volume: &volume.name, index, mode: mode(source.default_mode) };
+            let due = project(pod, part, &place, cx, &mut files).await?;
+            refresh_at = refresh_at.into_iter().chain(due).min();
         }
         ("kubernetes.io~projected", true)
     } else {
         return Ok(None);
     };
-    Ok(Some(Content { plugin, in_memory, files }))
+    Ok(Some(Content { plugin, in_memory, files, refresh_at }))
 }
 
+/// Where a part of a projected volume is, and the mode of its files.
+struct Place<'a> {
+    volume: &'a str,
+    index: usize,
+    mode: u32,
+}
+
+/// Adds the files of one source; returns when they get old, if they do.
 async fn project(
     pod: &Pod,
-    volume: &str,
     part: &VolumeProjection,
-    mode: u32,
+    place: &Place<'_>,
     cx: &VolumeContext<'_>,
     files: &mut Payload,
-) -> Result<(), VolumeError> {
+) -> Result<Option<Timestamp>, VolumeError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mode = place.mode;
+    let mut refresh_at = None;
     if let Some(source) = &part.config_map {
         let optional = source.optional.unwrap_or(false);
         let map = or_empty(cx.objects.config_map(namespace, &source.name).await, optional)?;
@@ -91,12 +104,47 @@ async fn project(
     if let Some(source) = &part.downward_api {
         downward(source.items.as_deref(), mode, cx.downward, files)?;
     }
+    // What proves an identity, or whom to trust, is for the pod's user only.
+    let (private, uid) = private_mode(pod, mode);
+    let file = |text: String| File { bytes: text.into_bytes(), mode: private, uid };
     if let Some(source) = &part.service_account_token {
-        let token = cx.tokens.get(pod, volume, source).await?;
-        let (mode, uid) = token_owner(pod, mode);
-        files.insert(source.path.clone(), File { bytes: token.into_bytes(), mode, uid });
+        let token = cx.tokens.get(pod, place.volume, source).await.map_err(ProjectedError::from)?;
+        refresh_at = Some(token.refresh_at);
+        files.insert(source.path.clone(), file(token.text));
     }
-    Ok(())
+    if let Some(source) = &part.cluster_trust_bundle {
+        let anchors = trust_bundles::content(cx.objects, source).await.map_err(ProjectedError::from)?;
+        files.insert(source.path.clone(), file(anchors));
+    }
+    if let Some(source) = &part.pod_certificate {
+        refresh_at = Some(pod_certificate(pod, source, place, cx, &file, files).await?);
+    }
+    Ok(refresh_at)
+}
+
+async fn pod_certificate(
+    pod: &Pod,
+    source: &PodCertificateProjection,
+    place: &Place<'_>,
+    cx: &VolumeContext<'_>,
+    file: &impl Fn(String) -> File,
+    files: &mut Payload,
+) -> Result<Timestamp, ProjectedError> {
+    let key = pod_certificates::Key {
+        pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+        volume: place.volume.to_owned(),
+        source: place.index,
+    };
+    let pod_certificates::Credentials { key, chain, refresh_at } = cx.certificates.get(pod, key, source).await?;
+    let bundle = format!("{key}{chain}");
+    let shown =
+        [(&source.credential_bundle_path, bundle), (&source.key_path, key), (&source.certificate_chain_path, chain)];
+    for (path, text) in shown {
+        if let Some(path) = path.as_ref().filter(|path| !path.is_empty()) {
+            files.insert(path.clone(), file(text));
+        }
+    }
+    Ok(refresh_at)
 }
 
 fn mode(mode: Option<i32>) -> u32 {
@@ -165,8 +213,8 @@ fn downward(
     Ok(())
 }
 
-/// A token is readable only by the pod's user when there is exactly one, or by the pod's group.
-fn token_owner(pod: &Pod, mode: u32) -> (u32, Option<u32>) {
+/// Readable only by the pod's user when there is exactly one, or by the pod's group.
+fn private_mode(pod: &Pod, mode: u32) -> (u32, Option<u32>) {
     let spec = pod.spec.clone().unwrap_or_default();
     let of_pod = spec.security_context.unwrap_or_default();
     if of_pod.fs_group.is_some() {
@@ -178,91 +226,5 @@ fn token_owner(pod: &Pod, mode: u32) -> (u32, Option<u32>) {
     match users.first().copied().flatten().filter(|first| users.iter().all(|user| *user == Some(*first))) {
         Some(user) => (0o600, u32::try_from(user).ok()),
         None => (mode, None),
-    }
-}
-
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct TokenKey {
-    pod_uid: String,
-    volume: String,
-    path: String,
-}
-
-struct Token {
-    text: String,
-    refresh_at: Timestamp,
-    expires_at: Timestamp,
-}
-
-/// Service account tokens of pods, asked for again when four fifths of their life (or a day) have passed.
-pub struct Tokens {
-    client: Client,
-    known: Mutex<HashMap<TokenKey, Token>>,
-}
-
-impl Tokens {
-    pub fn new(client: Client) -> Self {
-        Self { client, known: Mutex::default() }
-    }
-
-    pub fn forget(&self, pod_uid: &str) {
-        self.known.lock().retain(|key, _| key.pod_uid != pod_uid);
-    }
-
-    async fn get(
-        &self,
-        pod: &Pod,
-        volume: &str,
-        source: &ServiceAccountTokenProjection,
-    ) -> Result<String, ProjectedError> {
-        let pod_uid = pod.metadata.uid.clone().unwrap_or_default();
-        let key = TokenKey { pod_uid, volume: volume.to_owned(), path: source.path.clone() };
-        let now = Timestamp::now();
-        if let Some(token) = self.known.lock().get(&key).filter(|token| now < token.refresh_at) {
-            return Ok(token.text.clone());
-        }
-        match self.request(pod, source).await {
-            Ok(token) => {
-                let text = token.text.clone();
-                self.known.lock().insert(key, token);
-                Ok(text)
-            }
-            // An old token is good until it expires.
-            Err(error) => match self.known.lock().get(&key).filter(|token| now < token.expires_at) {
-                Some(token) => Ok(token.text.clone()),
-                None => Err(error),
-            },
-        }
-    }
-
-    async fn request(&self, pod: &Pod, source: &ServiceAccountTokenProjection) -> Result<Token, ProjectedError> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
-        let request = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                audiences: source.audience.clone().filter(|name| !name.is_empty()).map(|name| vec![name]),
-                expiration_seconds: Some(source.expiration_seconds.unwrap_or(3600)),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: pod.metadata.name.clone(),
-                    uid: pod.metadata.uid.clone(),
-                }),
-                ..TokenRequestSpec::default()
-            }),
-            ..TokenRequest::default()
-        };
-        let api = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
-        let answer = api
-            .create_token_request(account, &PostParams::default(), &request)
-            .await
-            .map_err(|error| ProjectedError::Token(Box::new(error)))?;
-        let status = answer.status.unwrap_or_default();
-        let text = status.token.filter(|token| !token.is_empty()).ok_or(ProjectedError::EmptyToken)?;
-        let now = Timestamp::now();
-        let expires_at = status.expiration_timestamp.map_or(now, |time| time.0);
-        let life = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
-        let refresh_in = (life * 4 / 5).min(Duration::from_secs(24 * 3600));
-        Ok(Token { text, refresh_at: now.checked_add(refresh_in).unwrap_or(now), expires_at })
     }
 }
