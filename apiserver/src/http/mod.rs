@@ -18,6 +18,7 @@ pub mod render;
 pub mod request_info;
 pub mod resources;
 pub mod routes;
+pub mod stream_socket;
 pub mod table;
 pub mod upgrade;
 pub mod version;

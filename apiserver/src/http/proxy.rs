@@ -11,10 +11,10 @@ use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
 
-use super::links;
 use super::outbound::{Identity, Outbound, OutboundError, Trust, outbound};
 use super::upgrade::{forward, reach_error, wants_upgrade};
 use super::{Request, RequestInfo, Response, full};
+use super::{links, stream_socket};
 use crate::admission::{Operation, Warnings};
 use crate::auth::UserInfo;
 use crate::config::Config;
@@ -406,7 +406,7 @@ async fn stream(server: &Arc<Server>, info: &RequestInfo, request: Request) -> R
 }
 
 /// `log`: the kubelet's text as it comes.
-async fn log(server: &Arc<Server>, info: &RequestInfo, request: Request) -> Result<Response> {
+async fn log(server: &Arc<Server>, info: &RequestInfo, mut request: Request) -> Result<Response> {
     if *request.method() != Method::GET {
         return Err(Status::method_not_supported(&GroupResource::new("", "pods"), &info.verb));
     }
@@ -423,9 +423,10 @@ async fn log(server: &Arc<Server>, info: &RequestInfo, request: Request) -> Resu
     let path = format!("/containerLogs/{}/{}/{container}", info.namespace, info.name);
     let target = format!("https://{}:{port}{path}?{query}", bracketed(&host));
     let uri: Uri = target.parse().map_err(|error| Status::internal(format!("address of the kubelet: {error}")))?;
+    let socket = stream_socket::wanted(&mut request)?;
     let (parts, _) = request.into_parts();
     let mut asked = Request::new(full(""));
-    if let Some(encoding) = parts.headers.get(http::header::ACCEPT_ENCODING) {
+    if let Some(encoding) = parts.headers.get(http::header::ACCEPT_ENCODING).filter(|_| socket.is_none()) {
         asked.headers_mut().insert(http::header::ACCEPT_ENCODING, encoding.clone());
     }
     let sent = forward(&server.proxies.kubelets, uri, asked, &server.shutdown).await;
@@ -433,6 +434,9 @@ async fn log(server: &Arc<Server>, info: &RequestInfo, request: Request) -> Resu
         sent.map_err(|error| Status::internal(format!("Get {target:?}: {}", reach_error(&target, &error))))?;
     if !response.status().is_success() {
         return Err(kubelet_error(response, &info.name).await);
+    }
+    if let Some(socket) = socket {
+        return Ok(stream_socket::send(socket, response, server.shutdown.clone()));
     }
     let (mut parts, body) = response.into_parts();
     let headers = std::mem::take(&mut parts.headers);
