@@ -51,6 +51,7 @@ const KINDS: &[Row] = &[
     ("batch", "jobs", &batch::job::Job),
     ("certificates.k8s.io", "certificatesigningrequests", &certificates::CertificateSigningRequest),
     ("certificates.k8s.io", "clustertrustbundles", &certificates::CLUSTER_TRUST_BUNDLE),
+    ("certificates.k8s.io", "podcertificaterequests", &certificates::POD_CERTIFICATE_REQUEST),
     ("coordination.k8s.io", "leasecandidates", &coordination::LEASE_CANDIDATE),
     ("coordination.k8s.io", "leases", &coordination::LEASE),
     ("discovery.k8s.io", "endpointslices", &discovery::ENDPOINT_SLICE),

@@ -1,5 +1,5 @@
 //! The `certificates.k8s.io` group: `CertificateSigningRequest`, and who may approve and sign it; `ClusterTrustBundle`,
-//! whose name says whose anchors it holds.
+//! whose name says whose anchors it holds; `PodCertificateRequest`, which kubelets make and signers answer.
 
 use apimachinery::status::FieldError;
 use jiff::Timestamp;
@@ -23,6 +23,12 @@ pub static CLUSTER_TRUST_BUNDLE: Declared = Declared::new(Shape::Plain)
     .table(&[Column::name(), Column::new("SignerName", "string")], |obj, _| {
         vec![name(obj), text_or(obj, &["spec", "signerName"], NONE)]
     });
+
+/// A pod's wish for a certificate; what was asked for never changes.
+pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
+    .updated_by_version()
+    .update_rules(validation::certificates::pod_request_update)
+    .selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]);
 
 /// What signers write.
 struct Status;

@@ -7,7 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
-use super::{Errors, Path, immutable, required};
+use super::{Errors, IMMUTABLE, Path, immutable, required};
+use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 
 const USAGES: [&str; 23] = [
@@ -186,6 +187,14 @@ pub fn bundle(obj: &Value) -> Errors {
 pub fn bundle_update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     immutable(&obj["spec"], &old["spec"], "signerName", Path::SPEC, &mut errors);
+    errors
+}
+
+pub fn pod_request_update(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if !same(&obj["spec"], &old["spec"]) {
+        errors.push(FieldError::invalid(Path::SPEC, obj["spec"].clone(), IMMUTABLE));
+    }
     errors
 }
 
