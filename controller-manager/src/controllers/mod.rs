@@ -126,6 +126,12 @@ pub const ALL: &[Descriptor] = &[
         "pv-protection-controller",
         volume_protection::start_volumes,
     ),
+    on(
+        "volumeattributesclass-protection-controller",
+        "volumeattributesclass-protection",
+        "volumeattributesclass-protection-controller",
+        volume_protection::start_classes,
+    ),
     on("namespace-controller", "namespace", "namespace-controller", namespace::start),
     on("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", pod_gc::start),
     on("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", crate::gc::start),

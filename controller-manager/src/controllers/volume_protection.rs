@@ -1,11 +1,13 @@
-//! Keeps volumes and claims that are in use from disappearing: a deleted claim waits for the last pod that uses it, a
-//! deleted volume for the end of its binding.
+//! Keeps volumes, claims and their attributes classes that are in use from disappearing: a deleted claim waits for the
+//! last pod that uses it, a deleted volume for the end of its binding, a deleted class for the last volume or claim
+//! that names it.
 
 use std::sync::Arc;
 
 use apimachinery::controller::{Controller, Informer, Object, ObjectKey, Plan, Write};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use serde_json::json;
 
 use crate::app::Context;
@@ -13,6 +15,7 @@ use crate::common::{is_deleted, name, namespace, pods};
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+const CLASS_FINALIZER: &str = "kubernetes.io/vac-protection";
 
 struct ClaimProtection {
     claims: Arc<Informer<PersistentVolumeClaim>>,
@@ -21,6 +24,12 @@ struct ClaimProtection {
 
 struct VolumeProtection {
     volumes: Arc<Informer<PersistentVolume>>,
+}
+
+struct ClassProtection {
+    classes: Arc<Informer<VolumeAttributesClass>>,
+    volumes: Arc<Informer<PersistentVolume>>,
+    claims: Arc<Informer<PersistentVolumeClaim>>,
 }
 
 pub fn start_claims(context: &Context) {
@@ -39,6 +48,34 @@ pub fn start_claims(context: &Context) {
 pub fn start_volumes(context: &Context) {
     let controller = VolumeProtection { volumes: context.driver.informers().of() };
     context.driver.run(controller, 1, |controller, wiring| wiring.primary(&controller.volumes));
+}
+
+pub fn start_classes(context: &Context) {
+    let informers = context.driver.informers();
+    let controller = ClassProtection { classes: informers.of(), volumes: informers.of(), claims: informers.of() };
+    context.driver.run(controller, 1, |controller, wiring| {
+        wiring.primary(&controller.classes);
+        wiring.map(&controller.volumes, |change| {
+            change.versions().flat_map(|volume| classes_of_volume(volume)).map(ObjectKey::cluster).collect()
+        });
+        wiring.map(&controller.claims, |change| {
+            change.versions().flat_map(|claim| classes_of_claim(claim)).map(ObjectKey::cluster).collect()
+        });
+    });
+}
+
+fn classes_of_volume(volume: &PersistentVolume) -> impl Iterator<Item = &str> {
+    volume.spec.iter().filter_map(|spec| spec.volume_attributes_class_name.as_deref())
+}
+
+/// The classes that the claim asks for, has, and is on its way to.
+fn classes_of_claim(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &str> {
+    let wanted = claim.spec.iter().filter_map(|spec| spec.volume_attributes_class_name.as_deref());
+    let status = claim.status.as_ref();
+    let current = status.and_then(|status| status.current_volume_attributes_class_name.as_deref());
+    let target = status.and_then(|status| status.modify_volume_status.as_ref());
+    let target = target.and_then(|modify| modify.target_volume_attributes_class_name.as_deref());
+    wanted.chain(current).chain(target)
 }
 
 /// The claims that the pod uses, by name and by ephemeral volumes.
@@ -100,9 +137,60 @@ impl Controller for VolumeProtection {
     }
 }
 
+impl Controller for ClassProtection {
+    fn name(&self) -> &'static str {
+        "volumeattributesclass-protection"
+    }
+
+    fn component(&self) -> &'static str {
+        "volumeattributesclass-protection-controller"
+    }
+
+    fn reconcile(&self, key: &ObjectKey, _: Timestamp) -> Plan {
+        let Some(class) = self.classes.get(key) else { return Plan::nothing() };
+        let used = || {
+            let by_volume = self.volumes.list().iter().any(|v| classes_of_volume(v).any(|name| name == key.name));
+            by_volume || self.claims.list().iter().any(|c| classes_of_claim(c).any(|name| name == key.name))
+        };
+        let in_use = is_deleted(&class.metadata) && used();
+        protect(class.as_ref(), CLASS_FINALIZER, in_use)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn classes_wait_for_volumes_and_claims() {
+        let class: VolumeAttributesClass = serde_json::from_value(json!({"driverName": "d",
+            "metadata": {"name": "gold", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [CLASS_FINALIZER]}}))
+        .unwrap();
+        let volume = |class: &str| -> PersistentVolume {
+            serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": {"volumeAttributesClassName": class}}))
+                .unwrap()
+        };
+        let claim = |status: serde_json::Value| -> PersistentVolumeClaim {
+            serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "n"}, "spec": {}, "status": status}))
+                .unwrap()
+        };
+        let modifying = json!({"modifyVolumeStatus": {"status": "Pending", "targetVolumeAttributesClassName": "gold"}});
+        for (volumes, claims, released) in [
+            (vec![], vec![], true),
+            (vec![volume("silver")], vec![claim(json!({"currentVolumeAttributesClassName": "silver"}))], true),
+            (vec![volume("gold")], vec![], false),
+            (vec![], vec![claim(json!({"currentVolumeAttributesClassName": "gold"}))], false),
+            (vec![], vec![claim(modifying)], false),
+        ] {
+            let controller = ClassProtection {
+                classes: Informer::fixed([class.clone()]),
+                volumes: Informer::fixed(volumes),
+                claims: Informer::fixed(claims),
+            };
+            let plan = controller.reconcile(&ObjectKey::cluster("gold"), Timestamp::UNIX_EPOCH);
+            assert_eq!(!plan.writes.is_empty(), released);
+        }
+    }
 
     #[test]
     fn claims_wait_for_their_pods() {
