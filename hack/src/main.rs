@@ -53,6 +53,9 @@ enum Command {
     NodeInit { data_dir: PathBuf, node: String },
     #[command(hide = true)]
     Forward { netns: String, listen: SocketAddr, target: SocketAddr },
+    /// Serve the images of archives to the nodes.
+    #[command(hide = true)]
+    Registry { listen: SocketAddr, archives: Vec<PathBuf> },
     #[command(hide = true)]
     DnsQuery { server: SocketAddr, name: String },
 }
@@ -134,6 +137,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::NodeInit { data_dir, node } => cluster::node_init::main(&Plan::load(&data_dir)?, &node)?,
         Command::Forward { netns, listen, target } => cluster::forward::main(&netns, listen, target)?,
+        Command::Registry { listen, archives } => images::registry::main(listen, &archives)?,
         Command::DnsQuery { server, name } => cluster::dns_query::main(server, &name)?,
     }
     Ok(ExitCode::SUCCESS)

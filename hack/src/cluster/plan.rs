@@ -62,7 +62,8 @@ pub struct ClusterOptions {
     /// Run another binary in a component's place, e.g. --bin kubelet=/usr/local/bin/kubelet. Repeatable.
     #[arg(long = "bin", value_name = "COMPONENT=PATH", value_parser = parse_bin)]
     pub bins: Vec<(String, PathBuf)>,
-    /// An archive of container images (docker or OCI) to load into every node. Repeatable.
+    /// An archive of container images (docker or OCI) to load into every node. Repeatable. Those in an OCI archive can
+    /// also be pulled, unless another registry is given.
     #[arg(long = "images", value_name = "FILE")]
     pub images: Vec<PathBuf>,
     /// Further flags for a component, e.g. --flags "kube-apiserver=--v=4". Repeatable.
@@ -264,6 +265,17 @@ impl Plan {
     /// The path of a program in [`COMPONENTS`].
     pub fn bin<'a>(&'a self, component: &'a str) -> &'a Path {
         self.bins.get(component).map_or(Path::new(component), PathBuf::as_path)
+    }
+
+    /// The registry that nodes ask instead of every other: the user's, or the cluster's own over the given images.
+    pub fn mirror(&self) -> Option<String> {
+        let own = || (!self.images.is_empty()).then(|| format!("http://{}", self.registry_address()));
+        self.registry_mirror.clone().or_else(own)
+    }
+
+    /// Where the cluster's own registry listens, if it has one.
+    pub fn registry_address(&self) -> SocketAddr {
+        SocketAddr::from((self.master_ip(), 5000))
     }
 
     pub fn api_url(&self) -> String {

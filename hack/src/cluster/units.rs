@@ -25,7 +25,7 @@ pub fn prepare(plan: &Plan, node: &Node) -> Result<()> {
     let dir = plan.node_dir(&node.name);
     fs::create_dir_all(dir.join("log")).with_context(|| format!("cannot create {}", dir.display()))?;
     write(&dir, "etc/containerd/config.toml", &containerd_config(plan)?)?;
-    if let Some(mirror) = &plan.registry_mirror {
+    if let Some(mirror) = plan.mirror() {
         let text = format!("[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
         write(&dir, "etc/containerd/certs.d/_default/hosts.toml", &text)?;
     }
@@ -40,6 +40,9 @@ pub fn prepare(plan: &Plan, node: &Node) -> Result<()> {
     units.extend(runtime(plan));
     if node.name == MASTER {
         units.extend(control_plane(plan));
+        if !plan.images.is_empty() && plan.registry_mirror.is_none() {
+            units.push(registry(plan)?);
+        }
     }
     units.extend(network(plan, node));
     units.push(kubelet(plan, node));
@@ -88,6 +91,15 @@ fn etcd(plan: &Plan, node: &Node) -> Unit {
         "--log-level=warn".into(),
     ];
     unit("etcd", argv(plan.bin("etcd"), &args), vec![])
+}
+
+/// From where the nodes can pull the images that the cluster was given.
+fn registry(plan: &Plan) -> Result<Unit> {
+    let own = std::env::current_exe().context("cannot find the running program")?;
+    let archives = plan.images.iter().map(|archive| archive.display().to_string());
+    let args: Vec<String> =
+        ["registry".to_owned(), plan.registry_address().to_string()].into_iter().chain(archives).collect();
+    Ok(unit("registry", argv(&own, &args), vec![]))
 }
 
 fn control_plane(plan: &Plan) -> Vec<Unit> {
