@@ -74,7 +74,7 @@ fn pod(name: &str) -> Result<Pod> {
     .context("the pod is malformed")
 }
 
-fn is_ready(event: &WatchEvent<Pod>) -> bool {
+pub(super) fn is_ready(event: &WatchEvent<Pod>) -> bool {
     let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else { return false };
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))

@@ -5,6 +5,7 @@
 
 mod collect;
 mod latency;
+mod node;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub enum BenchCommand {
     Cluster(ClusterArgs),
     /// Bring up this project's programs and then upstream's, measure both and print them side by side as Markdown.
     Compare(CompareArgs),
+    /// Run this project's kubelet and then upstream's on the same node and print them side by side as Markdown.
+    Node(node::NodeArgs),
 }
 
 #[derive(Args)]
@@ -68,9 +71,10 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Cluster(args) => {
             let plan = args.cluster.plan()?;
             ensure!(up::is_up(&plan.data_dir), "cluster {} is not up", plan.name);
-            publish(&report::single(&measure(&plan, &args.effort)?), &args.effort)
+            publish(&report::single(&measure(&plan, &args.effort)?), args.effort.output.as_deref())
         }
         BenchCommand::Compare(args) => compare(&args),
+        BenchCommand::Node(args) => publish(&node::run(&args)?, args.output.as_deref()),
     }
 }
 
@@ -80,7 +84,7 @@ fn compare(args: &CompareArgs) -> Result<()> {
     upstream.bins.extend(upstream_programs(&args.upstream)?);
     let ours = measure_fresh(&args.cluster, &args.effort).context("Ketch cannot be measured")?;
     let theirs = measure_fresh(&upstream, &args.effort).context("upstream cannot be measured")?;
-    publish(&report::comparison(("Ketch", &ours), ("upstream", &theirs)), &args.effort)
+    publish(&report::comparison(("Ketch", &ours), ("upstream", &theirs)), args.effort.output.as_deref())
 }
 
 fn upstream_programs(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
@@ -132,9 +136,9 @@ fn load() -> Result<String> {
     Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
-fn publish(report: &str, effort: &Effort) -> Result<()> {
+fn publish(report: &str, output: Option<&Path>) -> Result<()> {
     println!("\n{report}");
-    match &effort.output {
+    match output {
         Some(file) => std::fs::write(file, report).with_context(|| format!("cannot write {}", file.display())),
         None => Ok(()),
     }

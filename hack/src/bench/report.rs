@@ -35,7 +35,7 @@ struct Figure {
 }
 
 #[derive(Clone, Copy)]
-enum Unit {
+pub(super) enum Unit {
     Mebibytes,
     Millicores,
     Seconds,
@@ -118,7 +118,7 @@ fn per_node(usage: &[Usage], program: &str, pick: fn(&Usage) -> f64) -> Option<f
 }
 
 /// In seconds; of an even number of samples the mean of the middle two.
-fn median(samples: &[Duration]) -> Option<f64> {
+pub(super) fn median(samples: &[Duration]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable();
     let upper = sorted.get(sorted.len() / 2)?.as_secs_f64();
@@ -127,14 +127,14 @@ fn median(samples: &[Duration]) -> Option<f64> {
 }
 
 /// In seconds: the smallest sample that at least `percent` of all do not exceed.
-fn percentile(samples: &[Duration], percent: usize) -> Option<f64> {
+pub(super) fn percentile(samples: &[Duration], percent: usize) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable();
     let rank = (sorted.len() * percent).div_ceil(100);
     Some(sorted.get(rank.checked_sub(1)?)?.as_secs_f64())
 }
 
-fn show(value: Option<f64>, unit: Unit) -> String {
+pub(super) fn show(value: Option<f64>, unit: Unit) -> String {
     let Some(value) = value else { return "–".into() };
     match unit {
         Unit::Mebibytes => format!("{value:.1} MiB"),
@@ -143,7 +143,7 @@ fn show(value: Option<f64>, unit: Unit) -> String {
     }
 }
 
-fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
+pub(super) fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if ours > 0.0 => format!("{:.1}×", theirs / ours),
         _ => "–".into(),
@@ -175,7 +175,7 @@ fn footer(conditions: &Conditions) -> String {
 }
 
 /// A Markdown table; every column but the leading ones with names is aligned to the right.
-fn table(header: &[String], rows: &[Vec<String>]) -> String {
+pub(super) fn table(header: &[String], rows: &[Vec<String>]) -> String {
     let numeric = |column: usize| rows.iter().all(|r| r[column].starts_with(|c: char| c.is_ascii_digit() || c == '–'));
     let right: Vec<bool> = (0..header.len()).map(|column| column > 0 && numeric(column)).collect();
     let width = |column: usize| {
