@@ -41,6 +41,22 @@ fn read(bytes: &[u8], schema: Option<&Schema>) -> Result<Decoded, DecodeError> {
     Ok(Decoded { value, strict_errors: builder.complaints })
 }
 
+/// Where the first key stands that its map has already, in the words that users of YAML in Go know:
+/// `line 9: key "foo" already set in map`.
+pub fn first_duplicate(bytes: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let strict = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
+        with_snippet: false,
+    };
+    match serde_saphyr::from_str_with_options::<serde::de::IgnoredAny>(text, strict) {
+        Err(serde_saphyr::Error::DuplicateMappingKey { key, location }) => {
+            Some(format!("line {}: key {:?} already set in map", location.line(), key.unwrap_or_default()))
+        }
+        _ => None,
+    }
+}
+
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
@@ -117,6 +133,8 @@ mod tests {
         let decoded = parse(b"a:\n  b: 1\n  b: 2\n").expect("valid");
         assert_eq!(decoded.strict_errors, [r#"duplicate field "a.b""#]);
         assert_eq!(decoded.value, json!({"a": {"b": 2}}));
+        assert_eq!(first_duplicate(b"a:\n  b: 1\n  b: 2\n").as_deref(), Some(r#"line 3: key "b" already set in map"#));
+        assert_eq!(first_duplicate(b"a: 1\nb: 1\n"), None);
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
+use apimachinery::schema::Schema;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -55,7 +56,24 @@ pub struct KindInfo {
     pub aliases: Aliases,
     /// Which of `fields` watchers are indexed by.
     pub indexed: Option<usize>,
+    /// Of a custom resource whose schema has defaults: they also apply to what was stored before they were declared.
+    pub defaults: Option<Defaults>,
 }
+
+/// A schema with defaults, and the text that it was made from, which tells it from others.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    pub schema: Arc<Schema>,
+    pub text: String,
+}
+
+impl PartialEq for Defaults {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Defaults {}
 
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeStoredError {
@@ -79,6 +97,12 @@ impl Stored {
         if value.starts_with(b"k8s\0") {
             let tree = apimachinery::codec::proto::decode_object(value)
                 .map_err(|error| DecodeStoredError::Protobuf(Box::new(error)))?;
+            return Self::from_json(kind, key, tree.to_string().as_bytes(), revision);
+        }
+        if let Some(defaults) = &kind.defaults
+            && let Ok(mut tree) = serde_json::from_slice::<Value>(value)
+        {
+            defaults.schema.apply_defaults(&mut tree);
             return Self::from_json(kind, key, tree.to_string().as_bytes(), revision);
         }
         Self::from_json(kind, key, value, revision)
@@ -272,6 +296,7 @@ mod tests {
     #[test]
     fn the_header_goes_and_the_revision_comes_in() {
         let kind = Arc::new(KindInfo {
+            defaults: None,
             kind: "Pod".into(),
             api_version: "v1".into(),
             fields: vec![

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::custom_resource::{CustomResource, CustomStatus, Printed};
 use super::json_path::JsonPath;
 use super::validation::{PatternError, Validator};
+use crate::cache::stored::Defaults;
 use crate::cache::{KindInfo, ResourceCache};
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::CustomScale;
@@ -77,6 +78,10 @@ impl Definition {
                 fields: selectable(stored),
                 aliases: &[],
                 indexed: None,
+                defaults: schema
+                    .clone()
+                    .filter(|_| has_defaults(&stored["schema"]))
+                    .map(|schema| Defaults { schema, text: stored["schema"].to_string() }),
             },
             storage,
             names: Names::read(&spec["names"]),
@@ -152,6 +157,15 @@ fn validator_of(version: &Value) -> Result<Option<Arc<Validator>>, DefinitionErr
     let name = || version.str_at(&["name"]).to_owned();
     let validator = Validator::new(schema.clone());
     validator.map(|v| Some(Arc::new(v))).map_err(|source| DefinitionError::Pattern { version: name(), source })
+}
+
+/// Whether anything in the schema has a default.
+fn has_defaults(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.contains_key("default") || map.values().any(has_defaults),
+        Value::Array(items) => items.iter().any(has_defaults),
+        _ => false,
+    }
 }
 
 fn scale_of(version: &Value) -> Option<Arc<CustomScale>> {

@@ -159,6 +159,14 @@ impl Request<'_> {
             "list" => self.list().await,
             "watch" => self.watch().await,
             "create" => {
+                let is_answer_only = self.call.resource.strategy.answers_create().is_some();
+                if is_answer_only && self.renderer.format.shape != Shape::Object {
+                    return Err(Status::not_acceptable(&[
+                        "application/json",
+                        "application/yaml",
+                        "application/vnd.kubernetes.protobuf",
+                    ]));
+                }
                 let mut warnings = Vec::new();
                 let body = self.decode(self.call.served.schema.as_ref(), &mut warnings)?;
                 self.check_type(&body)?;
@@ -445,12 +453,20 @@ impl Request<'_> {
                 let unreadable =
                     |error: codec::DecodeError| Status::bad_request(format!("error decoding YAML: {error}"));
                 let config = codec::yaml::parse(&self.input.body).map_err(unreadable)?;
-                // Explicit zero values are owned, so the configuration itself is not conformed, only checked.
-                let mut checked = config.clone();
-                if let Some(schema) = &self.call.served.schema {
-                    codec::conform(&mut checked, schema).map_err(unreadable)?;
+                // Unknown fields have no owner: the apply itself refuses them. Duplicates are the text's own fault.
+                let duplicate = (!config.strict_errors.is_empty())
+                    .then(|| codec::yaml::first_duplicate(&self.input.body))
+                    .flatten()
+                    .map(|what| format!("yaml: unmarshal errors:\n  {what}"));
+                match (duplicate, self.call.options.field_validation) {
+                    (Some(what), FieldValidation::Strict) => {
+                        return Err(Status::bad_request(format!(
+                            "error decoding YAML: error converting YAML to JSON: {what}"
+                        )));
+                    }
+                    (Some(what), FieldValidation::Warn) => warnings.push(what.replace('\n', " ")),
+                    _ => {}
                 }
-                check_strict(self.call.options.field_validation, &checked.strict_errors, warnings)?;
                 Ok(Patch::Apply(config.value))
             }
             other => Err(Status::unsupported_media_type(

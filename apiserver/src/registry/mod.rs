@@ -240,6 +240,7 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
         .map(|field| (Cow::Borrowed(*field), strategy.selectable_default(field)))
         .collect();
     let kind = KindInfo {
+        defaults: None,
         kind: storage.kind.to_string(),
         api_version: storage.api_version(),
         aliases: strategy.selectable_aliases(),

@@ -40,13 +40,15 @@ pub struct List {
 struct Token {
     #[serde(rename = "v")]
     version: String,
+    /// `NOW`: of the list's moment, which need not be that of the pages before.
     #[serde(rename = "rv")]
-    revision: u64,
+    revision: i64,
     /// The key to start at, below the list's prefix.
     start: String,
 }
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+const NOW: i64 = -1;
 
 pub async fn list(call: &Call<'_>, options: &ListOptions) -> Result<List> {
     check_match(options)?;
@@ -56,7 +58,7 @@ pub async fn list(call: &Call<'_>, options: &ListOptions) -> Result<List> {
         token => {
             let token = decode_token(token)?;
             let start = format!("{prefix}{}", token.start);
-            (snapshot_at(call, token.revision).await?, start)
+            (continued_snapshot(call, &token).await?, start)
         }
     };
     Ok(page(call, options, &snapshot, &prefix, &start))
@@ -72,6 +74,20 @@ async fn first_snapshot(call: &Call<'_>, options: &ListOptions) -> Result<Snapsh
     }
     be_fresh(call, version).await?;
     Ok(call.resource.cache.snapshot())
+}
+
+/// The snapshot that a token is about. One that nobody remembers is an error, which offers to go on with the present.
+async fn continued_snapshot(call: &Call<'_>, token: &Token) -> Result<Snapshot> {
+    let Ok(revision) = u64::try_from(token.revision) else {
+        be_fresh(call, None).await?;
+        return Ok(call.resource.cache.snapshot());
+    };
+    snapshot_at(call, revision).await.map_err(|mut status| {
+        if status.reason == "Expired" {
+            status.metadata.insert("continue".into(), encode_token(NOW, &token.start).into());
+        }
+        status
+    })
 }
 
 /// The snapshot of a revision: one that is kept, or else what the store remembers.
@@ -117,7 +133,7 @@ fn page(call: &Call<'_>, options: &ListOptions, snapshot: &Snapshot, prefix: &st
     }
     let mut list = List { items, revision: snapshot.revision, ..List::default() };
     if let Some(next) = rest.find(|object| options.selection.matches(object)) {
-        list.continue_token = encode_token(snapshot.revision, &next.key[prefix.len()..]);
+        list.continue_token = encode_token(i64::try_from(snapshot.revision).unwrap_or(NOW), &next.key[prefix.len()..]);
         list.remaining = (!options.selection.is_filtered()).then(|| rest.count() + 1);
         if options.continue_token.is_empty() {
             call.resource.cache.keep_snapshot(snapshot);
@@ -134,7 +150,7 @@ fn list_prefix(call: &Call<'_>) -> String {
     }
 }
 
-fn encode_token(revision: u64, start: &str) -> String {
+fn encode_token(revision: i64, start: &str) -> String {
     let token = Token { version: TOKEN_VERSION.into(), revision, start: start.to_owned() };
     serde_json::to_vec(&token).map(|text| URL_SAFE_NO_PAD.encode(text)).unwrap_or_default()
 }
@@ -153,7 +169,7 @@ fn decode_token(token: &str) -> Result<Token> {
 
 fn expired() -> Status {
     Status::expired(
-        "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     )
 }
 

@@ -77,6 +77,8 @@ pub struct Owners {
     /// Not in the graph: the server must be asked.
     pub unknown: Vec<OwnerReference>,
     pub has_dependents: bool,
+    /// A dependent waits for its own dependents: with a waiting owner, that makes a circle.
+    pub dependent_waits: bool,
 }
 
 #[derive(Default)]
@@ -158,7 +160,12 @@ impl Graph {
         if node.deleting || node.owners.is_empty() {
             return Verdict::Nothing;
         }
-        let mut owners = Owners { has_dependents: dependents().next().is_some(), ..Owners::default() };
+        let waits = |dependent: &Uid| self.nodes.get(dependent).is_some_and(Node::waits_for_dependents);
+        let mut owners = Owners {
+            has_dependents: dependents().next().is_some(),
+            dependent_waits: dependents().any(waits),
+            ..Owners::default()
+        };
         for reference in &node.owners {
             let list = match self.nodes.get(reference.uid.as_str()) {
                 Some(owner) if node.namespace.is_empty() && !owner.namespace.is_empty() => &mut owners.solid,

@@ -100,6 +100,9 @@ impl GarbageCollector {
                 self.remove_owners(node, &key.name, &superfluous).await
             };
         }
+        if !owners.waiting.is_empty() && owners.dependent_waits {
+            self.unblock_owners(node, &key.name).await?;
+        }
         let policy = if !owners.waiting.is_empty() && owners.has_dependents || node.foreground {
             "Foreground"
         } else if node.orphan {
@@ -164,6 +167,17 @@ impl GarbageCollector {
     async fn remove_owners(&self, node: &Node, uid: &str, owners: &[&str]) -> Result<(), CollectError> {
         self.edit(node, uid, |meta| {
             retain(meta, "ownerReferences", |reference| !owners.iter().any(|owner| reference["uid"] == **owner))
+        })
+        .await
+    }
+
+    /// Breaks a circle of objects that wait for each other: the owners no longer wait for this one.
+    async fn unblock_owners(&self, node: &Node, uid: &str) -> Result<(), CollectError> {
+        self.edit(node, uid, |meta| {
+            let mut references = meta["ownerReferences"].as_array()?.clone();
+            let blocking = references.iter_mut().filter(|reference| reference["blockOwnerDeletion"] == true);
+            let changed = blocking.map(|reference| reference["blockOwnerDeletion"] = false.into()).count();
+            (changed > 0).then_some(("ownerReferences", Value::Array(references)))
         })
         .await
     }

@@ -378,7 +378,10 @@ fn phase(
             }
         }
     }
-    let phase = if pending || waiting > 0 {
+    // Nothing that has not run by the end will: a pod that ends is finished, whatever it was waiting for.
+    let phase = if ended && (pending || waiting > 0) && !super::is_static(pod) {
+        "Failed"
+    } else if pending || waiting > 0 {
         "Pending"
     } else if running > 0 {
         "Running"

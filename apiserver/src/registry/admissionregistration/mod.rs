@@ -39,8 +39,11 @@ pub static VALIDATING_ADMISSION_POLICY: Declared = Declared::new(Shape::CountedW
         |obj, now| vec![name(obj), count(&obj["spec"]["validations"]).into(), param_kind(obj).into(), age(obj, now)],
     );
 
-pub static MUTATING_ADMISSION_POLICY: Declared =
-    Declared::new(Shape::Counted).defaults(defaults::admission::policy).updated_by_version().table(
+pub static MUTATING_ADMISSION_POLICY: Declared = Declared::new(Shape::Counted)
+    .defaults(defaults::admission::policy)
+    .updated_by_version()
+    .rules(validation::admission::mutating_policy)
+    .table(
         &[Column::name(), Column::new("Mutations", "integer"), Column::new("ParamKind", "string"), Column::age()],
         |obj, now| vec![name(obj), count(&obj["spec"]["mutations"]).into(), param_kind(obj).into(), age(obj, now)],
     );

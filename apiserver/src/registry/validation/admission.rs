@@ -56,6 +56,7 @@ fn webhook(hook: &Value, path: Path<'_>, errors: &mut Errors) {
         label_selector(&hook[selector], path.field(selector), errors);
     }
     super::each(hook, "rules", path, errors, rule);
+    match_conditions(hook, path, errors);
     client_config(&hook["clientConfig"], path.field("clientConfig"), errors);
 }
 
@@ -116,11 +117,63 @@ pub fn validating_policy(obj: &Value) -> Errors {
         errors.push(FieldError::required("spec.validations", detail));
     }
     super::each(spec, "validations", Path::SPEC, &mut errors, |validation, path, errors| {
-        if validation.str_at(&["expression"]).trim().is_empty() {
-            errors.push(FieldError::required(path.field("expression"), "expression is not specified"));
+        expression(validation, "expression", path, errors);
+        if !validation.str_at(&["messageExpression"]).is_empty() {
+            expression(validation, "messageExpression", path, errors);
         }
     });
+    common_policy(spec, &mut errors);
     errors
+}
+
+pub fn mutating_policy(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = &obj["spec"];
+    one_of(spec, "failurePolicy", &["Fail", "Ignore"], Path::SPEC, &mut errors);
+    if spec["matchConstraints"].is_null() {
+        errors.push(FieldError::required("spec.matchConstraints", ""));
+    }
+    super::each(spec, "mutations", Path::SPEC, &mut errors, |mutation, path, errors| {
+        let field = match mutation.str_at(&["patchType"]) {
+            "ApplyConfiguration" => "applyConfiguration",
+            "JSONPatch" => "jsonPatch",
+            "" => return errors.push(FieldError::required(path.field("patchType"), "")),
+            other => {
+                let supported = ["ApplyConfiguration", "JSONPatch"];
+                return errors.push(FieldError::not_supported(path.field("patchType"), other, &supported));
+            }
+        };
+        expression(&mutation[field], "expression", path.field(field), errors);
+    });
+    common_policy(spec, &mut errors);
+    errors
+}
+
+/// Variables and match conditions.
+fn common_policy(spec: &Value, errors: &mut Errors) {
+    super::each(spec, "variables", Path::SPEC, errors, |variable, path, errors| {
+        required(variable, "name", path, errors);
+        expression(variable, "expression", path, errors);
+    });
+    match_conditions(spec, Path::SPEC, errors);
+}
+
+fn match_conditions(owner: &Value, path: Path<'_>, errors: &mut Errors) {
+    super::each(owner, "matchConditions", path, errors, |condition, path, errors| {
+        required(condition, "name", path, errors);
+        expression(condition, "expression", path, errors);
+    });
+}
+
+/// An expression must be there and compile.
+fn expression(owner: &Value, field: &str, path: Path<'_>, errors: &mut Errors) {
+    let source = owner.str_at(&[field]);
+    if source.trim().is_empty() {
+        return errors.push(FieldError::required(path.field(field), "expression is not specified"));
+    }
+    if let Err(error) = crate::cel::Expression::compile(source) {
+        errors.push(FieldError::invalid(path.field(field), source, error.to_string()));
+    }
 }
 
 pub fn policy_binding(obj: &Value) -> Errors {

@@ -87,10 +87,8 @@ impl Controller for JobController {
             return Plan::nothing();
         }
         let mut candidates = self.pods.owned_by(uid(&job.metadata));
-        if spec.manual_selector == Some(true) {
-            let namespaced = self.pods.in_namespace(&key.namespace);
-            candidates.extend(namespaced.into_iter().filter(|pod| controller_of(&pod.metadata).is_none()));
-        }
+        let namespaced = self.pods.in_namespace(&key.namespace);
+        candidates.extend(namespaced.into_iter().filter(|pod| controller_of(&pod.metadata).is_none()));
         let claim = claim(job.as_ref(), &Selector::of(spec.selector.as_ref()), candidates);
         if finished_at(&job).is_some() {
             let writes = claim.mine.iter().filter(|pod| has_finalizer(pod)).map(|pod| remove_finalizer(pod)).collect();
