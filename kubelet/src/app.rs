@@ -14,11 +14,13 @@ use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
+use crate::certificates::{self, CertificateError, Live, Store};
 use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::{ConfigError, KubeletConfiguration};
 use crate::cri::{self, Runtime, RuntimeError};
 use crate::dns::NodeDns;
 use crate::events::Recorder;
+use crate::eviction::{self, Evictions, ThresholdError};
 use crate::housekeeping;
 use crate::images::Images;
 use crate::node::machine::Machine;
@@ -41,6 +43,10 @@ pub struct Options {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub kubeconfig: KubeconfigArgs,
+    /// A kubeconfig that is used once, to get the client certificate for the kubeconfig given by --kubeconfig, which is
+    /// then written.
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
     /// The node's name, instead of the machine's host name.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub hostname_override: String,
@@ -70,8 +76,14 @@ pub struct Options {
 pub enum AppError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("the eviction thresholds of the configuration cannot be used")]
+    Thresholds(#[from] ThresholdError),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+    #[error("the stored client certificate cannot be used")]
+    ClientCertificate(#[source] rustls::Error),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("cannot use the cgroups of this machine")]
@@ -94,14 +106,15 @@ pub enum AppError {
 
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), AppError> {
     let config = Arc::new(load_config(&options)?);
+    let thresholds = eviction::configured(&config)?;
     std::fs::create_dir_all(options.root_dir.join("pods"))
         .map_err(|source| AppError::RootDir { path: options.root_dir.clone(), source })?;
     let machine = Machine::read(&options.root_dir);
     let cgroups = prepare_cgroups(&config, &machine)?;
     let runtime = Runtime::new(config.runtime_socket())?;
     let runtime_version = wait_for_runtime(&runtime, &shutdown).await;
-    let client = options.kubeconfig.client(&user_agent()).await?;
     let identity = identity(&options, runtime_version)?;
+    let client = api_client(&options, &config, &identity).await?;
 
     let state = Arc::new(NodeState::new(
         identity.name.clone(),
@@ -114,7 +127,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     let context = Arc::new(node_context(&state, &identity, &machine, cgroups, &recorder));
     serve_health(&config, shutdown.clone()).await?;
     if config.enable_server {
-        server::start(state.clone(), &options.cert_dir, shutdown.clone()).await?;
+        let certificate = serving_certificate(&options, &config, &identity, &client);
+        server::start(state.clone(), &options.cert_dir, certificate, shutdown.clone()).await?;
     }
 
     let services = context.services.clone();
@@ -124,13 +138,59 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
         async move { services.follow(client).await }
     });
     tokio::spawn(cri::follow_events(runtime.channel(), events));
+    let (queue, evictions) = mpsc::channel(16);
+    tokio::spawn(Evictions::new(context.clone(), thresholds, queue).run());
     tokio::spawn(NodeAgent::new(state, identity, machine, recorder).run(context.node_uid.clone()));
     tokio::spawn(housekeeping::run(context.clone()));
     tokio::select! {
-        () = Manager::new(context).run(client, runtime_events) => {}
+        () = Manager::new(context).run(client, runtime_events, evictions) => {}
         () = shutdown.cancelled() => {}
     }
     Ok(())
+}
+
+/// The client of the API server; its certificate is got from the cluster and renewed if that is configured.
+async fn api_client(
+    options: &Options,
+    config: &KubeletConfiguration,
+    identity: &Identity,
+) -> Result<kube::Client, AppError> {
+    let store = Store::new(&options.cert_dir, "kubelet-client");
+    let wanted = certificates::client_wanted(&identity.name);
+    if let (Some(bootstrap), Some(kubeconfig)) = (&options.bootstrap_kubeconfig, &options.kubeconfig.kubeconfig) {
+        certificates::bootstrap(bootstrap, kubeconfig, &store, &wanted, &user_agent()).await?;
+    }
+    let current = store.current().map_err(CertificateError::from)?.filter(|_| config.rotate_certificates);
+    let (Some(current), Some(kubeconfig)) = (current, &options.kubeconfig.kubeconfig) else {
+        return Ok(options.kubeconfig.client(&user_agent()).await?);
+    };
+    let live = Arc::new(Live::default());
+    live.show(&current).map_err(AppError::ClientCertificate)?;
+    let client = certificates::client(kubeconfig, &user_agent(), live.clone()).await?;
+    let name = identity.name.clone();
+    tokio::spawn(certificates::rotate(client.clone(), store, live, move || Some(certificates::client_wanted(&name))));
+    Ok(client)
+}
+
+/// The server's certificate, if the cluster is to issue it.
+fn serving_certificate(
+    options: &Options,
+    config: &KubeletConfiguration,
+    identity: &Identity,
+    client: &kube::Client,
+) -> Option<Arc<Live>> {
+    if !config.server_tls_bootstrap || !config.tls_cert_file.is_empty() {
+        return None;
+    }
+    let live = Arc::new(Live::default());
+    let store = Store::new(&options.cert_dir, "kubelet-server");
+    let (name, hostname, ips) = (identity.name.clone(), identity.hostname.clone(), identity.host_ips.clone());
+    let wanted = move || {
+        let names = std::iter::once(hostname.clone()).chain(ips.iter().cloned()).collect();
+        Some(certificates::server_wanted(&name, names))
+    };
+    tokio::spawn(certificates::rotate(client.clone(), store, live.clone(), wanted));
+    Some(live)
 }
 
 fn load_config(options: &Options) -> Result<KubeletConfiguration, ConfigError> {
@@ -247,6 +307,7 @@ fn node_context(
         host_ips: identity.host_ips.clone(),
         cpu_milli,
         memory,
+        machine_memory: machine.memory,
         node_uid,
         owners: RwLock::default(),
     }

@@ -96,6 +96,15 @@ impl Cgroups {
         uids
     }
 
+    /// How many processes and threads the pod has.
+    pub fn processes(&self, uid: &str) -> i64 {
+        let classes = [Class::Guaranteed, Class::Burstable, Class::BestEffort];
+        let mut files = self.hierarchies.iter().flat_map(|hierarchy| {
+            classes.map(|class| below(hierarchy, &format!("{}/pod{uid}/pids.current", self.class_path(class))))
+        });
+        files.find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// Removes the pod's cgroup wherever it is. Fails while processes are left in it.
     pub fn remove_pod(&self, uid: &str) -> Result<(), CgroupError> {
         let mut first_error = None;

@@ -198,6 +198,11 @@ pub struct KubeletConfiguration {
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<u32>,
     pub eviction_hard: BTreeMap<String, String>,
+    pub eviction_soft: BTreeMap<String, String>,
+    pub eviction_soft_grace_period: BTreeMap<String, GoDuration>,
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    /// Seconds that pods have at most that go because of a soft threshold.
+    pub eviction_max_pod_grace_period: i32,
     pub eviction_pressure_transition_period: GoDuration,
     pub enable_controller_attach_detach: bool,
     pub system_reserved: BTreeMap<String, String>,
@@ -277,6 +282,10 @@ impl Default for KubeletConfiguration {
             ]
             .map(|(signal, threshold)| (text(signal), text(threshold)))
             .into(),
+            eviction_soft: BTreeMap::new(),
+            eviction_soft_grace_period: BTreeMap::new(),
+            eviction_minimum_reclaim: BTreeMap::new(),
+            eviction_max_pod_grace_period: 0,
             eviction_pressure_transition_period: GoDuration::seconds(300),
             enable_controller_attach_detach: true,
             system_reserved: BTreeMap::new(),

@@ -97,17 +97,39 @@ async fn collect_images(node: &NodeContext, unused: &mut HashMap<String, Instant
     }
 }
 
-async fn try_collect_images(node: &NodeContext, unused: &mut HashMap<String, Instant>) -> Result<(), RuntimeError> {
-    let (runtime, config) = (&node.state.runtime, &node.state.config);
-    let images = runtime.list_images().await?;
-    let containers = runtime.list_containers(&[]).await?;
+/// Images that no container uses and that are not pinned.
+async fn unused_images(node: &NodeContext) -> Result<Vec<cri::Image>, RuntimeError> {
+    let (images, containers) =
+        tokio::try_join!(node.state.runtime.list_images(), node.state.runtime.list_containers(&[]))?;
+    // Of images that are mounted as volumes containers say nothing.
+    let pods = node.state.pods();
+    let volumes = pods.iter().flat_map(|view| view.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()));
+    let mounted = volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
     let used: HashSet<&str> = containers
         .iter()
         .flat_map(|container| [Some(&container.image_ref), container.image.as_ref().map(|image| &image.image)])
         .flatten()
         .map(String::as_str)
+        .chain(mounted)
         .collect();
-    let candidates: Vec<&cri::Image> = images.iter().filter(|image| !image.pinned && !is_used(image, &used)).collect();
+    let unused = images.iter().filter(|image| !image.pinned && !is_used(image, &used)).cloned().collect();
+    Ok(unused)
+}
+
+/// Removes all images that nothing uses, however young: the disk is full.
+pub async fn remove_unused_images(node: &NodeContext) -> Result<(), RuntimeError> {
+    for image in unused_images(node).await? {
+        tracing::info!(image = image.id, size = image.size, "removing an unused image");
+        if let Err(error) = node.state.runtime.remove_image(&image.id).await {
+            tracing::warn!(image = image.id, %error, "cannot remove an unused image");
+        }
+    }
+    Ok(())
+}
+
+async fn try_collect_images(node: &NodeContext, unused: &mut HashMap<String, Instant>) -> Result<(), RuntimeError> {
+    let (runtime, config) = (&node.state.runtime, &node.state.config);
+    let candidates = unused_images(node).await?;
     let now = Instant::now();
     unused.retain(|id, _| candidates.iter().any(|image| image.id == *id));
     for image in &candidates {
@@ -117,7 +139,7 @@ async fn try_collect_images(node: &NodeContext, unused: &mut HashMap<String, Ins
     if used_percent < u64::from(config.image_gc_high_threshold_percent) {
         return Ok(());
     }
-    let mut oldest: Vec<_> = candidates.iter().filter_map(|image| Some((*unused.get(&image.id)?, *image))).collect();
+    let mut oldest: Vec<_> = candidates.iter().filter_map(|image| Some((*unused.get(&image.id)?, image))).collect();
     oldest.sort_by_key(|(since, _)| *since);
     for (since, image) in oldest {
         let enough = percent_used(&path).is_none_or(|used| used <= u64::from(config.image_gc_low_threshold_percent));

@@ -8,11 +8,13 @@
 //! Never: state of its own on disk beyond the pods' volumes, a container restarted because the kubelet was.
 
 pub mod app;
+pub mod certificates;
 pub mod cgroups;
 pub mod config;
 pub mod cri;
 pub mod dns;
 pub mod events;
+pub mod eviction;
 pub mod housekeeping;
 pub mod images;
 pub mod node;

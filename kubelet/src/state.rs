@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::KubeletConfiguration;
 use crate::cri::Runtime;
+use crate::node::status::Pressure;
 use crate::pod::observed::{Container, RuntimePod};
 
 /// One pod: the object with the status that this kubelet last computed, and what the runtime holds of it.
@@ -50,6 +51,8 @@ pub struct NodeState {
     /// `/var/lib/kubelet`, or what `--root-dir` says.
     pub root_dir: PathBuf,
     pods: RwLock<HashMap<String, PodView>>,
+    /// What the node is short of, as the evictions last saw it.
+    pressure: RwLock<Pressure>,
     changed: watch::Sender<()>,
 }
 
@@ -68,6 +71,7 @@ impl NodeState {
             runtime,
             root_dir,
             pods: RwLock::default(),
+            pressure: RwLock::default(),
             changed: watch::Sender::default(),
         }
     }
@@ -90,6 +94,14 @@ impl NodeState {
     pub fn log_dir(&self, view: &PodView) -> PathBuf {
         let name = format!("{}_{}_{}", view.namespace(), view.name(), view.uid());
         PathBuf::from(&self.config.pod_logs_dir).join(name)
+    }
+
+    pub fn pressure(&self) -> Pressure {
+        *self.pressure.read()
+    }
+
+    pub(crate) fn set_pressure(&self, pressure: Pressure) {
+        *self.pressure.write() = pressure;
     }
 
     /// Wakes whenever a pod was published or forgotten; log followers wait on it for their container's end.

@@ -72,13 +72,6 @@ pub fn available_memory() -> i64 {
     meminfo_bytes(&text("/proc/meminfo"), "MemAvailable")
 }
 
-/// Free bytes, and free and all inodes of the file system that holds `path`.
-pub fn available_disk(path: &Path) -> Option<(i64, i64, i64)> {
-    let disk = statvfs(path).ok()?;
-    let free = to_i64(disk.blocks_available()).saturating_mul(to_i64(disk.fragment_size()));
-    Some((free, to_i64(disk.files_available()), to_i64(disk.files())))
-}
-
 fn os_image(os_release: &str) -> String {
     let pretty = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     pretty.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())

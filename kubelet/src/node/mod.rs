@@ -20,7 +20,7 @@ use crate::events::{Level, Recorder};
 use crate::objects::api_error;
 use crate::state::NodeState;
 use machine::Machine;
-use status::{Inputs, Pressure};
+use status::Inputs;
 
 /// How often a node that is not ready looks whether it has become so.
 const IMPATIENT: Duration = Duration::from_millis(500);
@@ -157,26 +157,10 @@ impl NodeAgent {
             runtime_version: &self.identity.runtime_version,
             runtime: runtime.as_ref().map_err(Clone::clone),
             images,
-            pressure: self.pressure(),
+            pressure: self.state.pressure(),
             now: Timestamp::now(),
         };
         status::status(&inputs, previous)
-    }
-
-    /// Compares what is left of the machine with the eviction thresholds.
-    fn pressure(&self) -> Pressure {
-        let thresholds = &self.state.config.eviction_hard;
-        let below = |signal: &str, available: i64, whole: i64| {
-            thresholds.get(signal).is_some_and(|threshold| available < status::threshold(threshold, whole))
-        };
-        let disk = machine::available_disk(&self.state.root_dir);
-        Pressure {
-            memory: below("memory.available", machine::available_memory(), self.machine.memory),
-            disk: disk.is_some_and(|(free, free_inodes, inodes)| {
-                below("nodefs.available", free, self.machine.disk) || below("nodefs.inodesFree", free_inodes, inodes)
-            }),
-            pids: false,
-        }
     }
 
     async fn keep_status(&self, mut node: Node) {

@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::plan::{self, Verdict};
 use super::qos;
+use crate::eviction;
+use crate::node::status::Pressure;
 
 /// Kernel settings that live in the pod's own namespaces and harm no one else.
 const SAFE_SYSCTLS: [&str; 14] = [
@@ -31,14 +33,22 @@ pub struct Offer<'a> {
     pub cpu_milli: i64,
     pub memory: i64,
     pub pods: usize,
+    /// What the node is short of.
+    pub pressure: Pressure,
     /// Names or prefixes ending in `*`, allowed beside the safe ones.
     pub allowed_sysctls: &'a [String],
 }
 
 /// The reason to refuse `pod` beside those that are here already.
 pub fn refuse(pod: &Pod, present: &[&Pod], offer: &Offer<'_>) -> Option<Verdict> {
-    let verdict =
-        |reason: &'static str, message: String| Verdict { reason, message: format!("Pod was rejected: {message}") };
+    let verdict = |reason: &'static str, message: String| Verdict {
+        reason,
+        message: format!("Pod was rejected: {message}"),
+        ..Verdict::default()
+    };
+    if let Some(why) = eviction::keeps_out(pod, offer.pressure) {
+        return Some(verdict("Evicted", why));
+    }
     if let Some(why) = forbidden_sysctl(pod, offer.allowed_sysctls) {
         return Some(verdict("SysctlForbidden", format!("forbidden sysctl: {why}")));
     }
@@ -143,7 +153,8 @@ mod tests {
             (host_net, vec![], Some("SysctlForbidden")),
         ] {
             let present: Vec<Pod> = present.into_iter().map(pod).collect();
-            let offer = Offer { cpu_milli: 2000, memory: 1 << 30, pods: 3, allowed_sysctls: &[] };
+            let pressure = Pressure::default();
+            let offer = Offer { cpu_milli: 2000, memory: 1 << 30, pods: 3, pressure, allowed_sysctls: &[] };
             let verdict = refuse(&pod(spec), &present.iter().collect::<Vec<_>>(), &offer);
             assert_eq!(verdict.map(|verdict| verdict.reason), want, "{spec}");
         }
@@ -151,7 +162,8 @@ mod tests {
 
     #[test]
     fn the_message_has_the_figures() {
-        let offer = Offer { cpu_milli: 1000, memory: 1, pods: 9, allowed_sysctls: &[] };
+        let pressure = Pressure::default();
+        let offer = Offer { cpu_milli: 1000, memory: 1, pods: 9, pressure, allowed_sysctls: &[] };
         let verdict = refuse(&pod("{containers: [{name: a, resources: {requests: {cpu: 2}}}]}"), &[], &offer).unwrap();
         assert_eq!(
             verdict.message,

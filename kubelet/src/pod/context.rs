@@ -30,6 +30,8 @@ pub struct NodeContext {
     /// Allocatable CPU in thousandths and memory in bytes.
     pub cpu_milli: i64,
     pub memory: i64,
+    /// All memory of the machine in bytes.
+    pub machine_memory: i64,
     /// The uid of the node's object, once registered: mirror objects name it as their owner.
     pub node_uid: tokio::sync::watch::Sender<Option<String>>,
     /// Which pod each container and sandbox of the runtime belongs to, for events that name only an id.

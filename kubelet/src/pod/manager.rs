@@ -22,6 +22,7 @@ use super::worker::{self, Desired, Handle};
 use super::{annotation, annotations, run, runtime_uid, static_pods};
 use crate::cri::{RuntimeError, RuntimeEvent};
 use crate::events::Level;
+use crate::eviction::Eviction;
 use crate::objects::api_error;
 use crate::volumes;
 
@@ -74,7 +75,12 @@ impl Manager {
     }
 
     /// Runs until the process ends.
-    pub async fn run(mut self, client: Client, mut runtime_events: mpsc::Receiver<RuntimeEvent>) {
+    pub async fn run(
+        mut self,
+        client: Client,
+        mut runtime_events: mpsc::Receiver<RuntimeEvent>,
+        mut evictions: mpsc::Receiver<Eviction>,
+    ) {
         let config = &self.node.state.config;
         let selector = format!("spec.nodeName={}", self.node.state.node_name);
         let pods = watcher(Api::<Pod>::all(client), watcher::Config::default().fields(&selector));
@@ -95,6 +101,9 @@ impl Manager {
                 Some(statics) = static_updates.recv() => self.set_statics(statics).await,
                 Some(event) = runtime_events.recv() => self.runtime_event(event).await,
                 Some(uid) = self.ended.1.recv() => self.worker_ended(&uid).await,
+                Some((uid, verdict)) = evictions.recv() => if let Some(entry) = self.workers.get(&uid) {
+                    entry.send_with(Some(verdict));
+                },
                 Ok(()) = node_uid.changed() => self.ensure_mirrors().await,
                 _ = mirrors_due.tick(), if !self.statics.is_empty() => self.ensure_mirrors().await,
                 else => return,
@@ -190,6 +199,7 @@ impl Manager {
             cpu_milli: self.node.cpu_milli,
             memory: self.node.memory,
             pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
+            pressure: self.node.state.pressure(),
             allowed_sysctls: &config.allowed_unsafe_sysctls,
         };
         let verdict = admission::refuse(pod, &present, &offer)?;
@@ -409,8 +419,13 @@ impl Manager {
 
 impl Entry {
     fn send(&self) {
-        let desired =
-            Desired { pod: self.pod.clone(), object: self.object.clone(), removed: self.removed, verdict: None };
+        // A decision that the worker has not seen yet stays.
+        let pending = self.handle.desired.borrow().verdict.clone();
+        self.send_with(pending);
+    }
+
+    fn send_with(&self, verdict: Option<Verdict>) {
+        let desired = Desired { pod: self.pod.clone(), object: self.object.clone(), removed: self.removed, verdict };
         self.handle.desired.send_replace(desired);
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod admission;
 mod api;
+mod conditions;
 pub mod config;
 pub mod context;
 pub mod downward;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod services;
 mod static_pods;
 pub mod status;
+pub mod status_patch;
 pub mod worker;
 
 use k8s_openapi::api::core::v1::Pod;

@@ -48,10 +48,14 @@ pub struct Problem {
 }
 
 /// A decision of this node that the pod must end, other than its deletion.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     pub reason: &'static str,
     pub message: String,
+    /// Seconds that the containers have, if not what the pod asks for.
+    pub grace: Option<i64>,
+    /// The pod did nothing wrong: it has to make room. Its conditions say so.
+    pub is_disruption: bool,
 }
 
 /// What the worker remembers between two looks at the pod.
@@ -209,6 +213,7 @@ pub fn verdict(pod: &Pod, facts: &Facts, now: Timestamp) -> Option<Verdict> {
     deadline(pod, facts).filter(|deadline| now >= *deadline).map(|_| Verdict {
         reason: "DeadlineExceeded",
         message: "Pod was active on the node longer than the specified deadline".to_owned(),
+        ..Verdict::default()
     })
 }
 
@@ -302,7 +307,9 @@ pub fn plan(pod: &Pod, observed: &RuntimePod, facts: &Facts, now: Timestamp) -> 
 /// Seconds that containers of an ending pod still have, at least one.
 fn remaining_grace(pod: &Pod, facts: &Facts, now: Timestamp) -> i64 {
     let spec_grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(spec_grace);
+    let decided = facts.verdict.as_ref().and_then(|verdict| verdict.grace);
+    let shortest = pod.metadata.deletion_grace_period_seconds.into_iter().chain(decided).min();
+    let grace = shortest.unwrap_or(spec_grace);
     let spent = facts.ending_since.map_or(0, |since| now.duration_since(since).as_secs());
     (grace - spent).max(1)
 }

@@ -30,6 +30,20 @@ fn milli(amounts: &Option<Amounts>, name: &str) -> Option<i64> {
     quantity.0.parse::<Quantity>().ok().map(|quantity| quantity.milli_value())
 }
 
+fn amount(amounts: &Option<Amounts>, name: &str) -> Option<i64> {
+    milli(amounts, name).map(|milli| milli.saturating_add(999) / 1000)
+}
+
+/// What the container asks for of a resource, in whole units.
+pub fn request(spec: &Spec, name: &str) -> Option<i64> {
+    amount(&spec.resources.as_ref()?.requests, name)
+}
+
+/// What the container may use at most of a resource, in whole units.
+pub fn limit(spec: &Spec, name: &str) -> Option<i64> {
+    amount(&spec.resources.as_ref()?.limits, name)
+}
+
 /// Requested and limiting amounts of one container or pod: CPU in thousandths, memory in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
@@ -42,12 +56,11 @@ pub struct Resources {
 impl Resources {
     pub fn of(requirements: Option<&ResourceRequirements>) -> Self {
         let Some(r) = requirements else { return Self::default() };
-        let bytes = |milli: i64| milli.saturating_add(999) / 1000;
         Self {
             cpu_request: milli(&r.requests, "cpu"),
             cpu_limit: milli(&r.limits, "cpu"),
-            memory_request: milli(&r.requests, "memory").map(bytes),
-            memory_limit: milli(&r.limits, "memory").map(bytes),
+            memory_request: amount(&r.requests, "memory"),
+            memory_limit: amount(&r.limits, "memory"),
         }
     }
 

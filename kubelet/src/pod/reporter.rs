@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::api::{name_of, version_number};
-use super::status;
+use super::status_patch;
 use crate::objects::api_error;
 
 /// After an answer that says that the object is another one, or gone: the watch will tell which.
@@ -53,7 +53,7 @@ impl Reporter {
 
     /// The API does not know the last computed status yet.
     pub fn is_dirty(&self) -> bool {
-        self.known().is_none_or(|known| !matches!(status::patch("", known, &self.computed), Ok(None)))
+        self.known().is_none_or(|known| !matches!(status_patch::patch("", known, &self.computed), Ok(None)))
     }
 
     /// Computes the status anew; `compute` gets the one before.
@@ -73,7 +73,7 @@ impl Reporter {
         }
         let known = self.known().cloned().unwrap_or_default();
         let uid = object.metadata.uid.as_deref().unwrap_or_default();
-        match status::patch(uid, &known, &self.computed) {
+        match status_patch::patch(uid, &known, &self.computed) {
             Ok(Some(patch)) => {
                 tracing::debug!(pod = name_of(object), %patch, "reporting");
                 self.under_way = true;

@@ -4,20 +4,13 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::{Map, Value, json};
 
+use super::conditions::conditions;
 use super::observed::{Container, RunState, RuntimePod};
 use super::plan::{self, Facts};
-
-/// Conditions that the kubelet owns; all others belong to someone else and are kept.
-const OWN_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
-
-/// The kubelet's as well, but there only while it is true.
-const RESIZING: &str = "PodResizeInProgress";
 
 /// What the status depends on beside the pod and the runtime.
 pub struct Context<'a> {
@@ -329,12 +322,12 @@ fn mounts(spec: &Spec) -> Option<Vec<VolumeMountStatus>> {
 }
 
 /// The last exit code of a container that is not running: of its end, or of the run before the present wait.
-fn last_exit(status: &ContainerStatus) -> Option<i32> {
+pub(super) fn last_exit(status: &ContainerStatus) -> Option<i32> {
     let ended = |state: &Option<ContainerState>| Some(state.as_ref()?.terminated.as_ref()?.exit_code);
     ended(&status.state).or_else(|| ended(&status.last_state))
 }
 
-fn is_running(status: &ContainerStatus) -> bool {
+pub(super) fn is_running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
@@ -393,222 +386,6 @@ fn phase(
         "Running"
     };
     phase.to_owned()
-}
-
-fn conditions(
-    pod: &Pod,
-    observed: &RuntimePod,
-    cx: &Context<'_>,
-    init: &[Spec],
-    status: &PodStatus,
-) -> Vec<PodCondition> {
-    let phase = status.phase.as_deref().unwrap_or_default();
-    let foreign = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let mut list: Vec<PodCondition> = foreign.filter(|condition| !is_own(&condition.type_)).cloned().collect();
-    let init_statuses = status.init_container_statuses.as_deref().unwrap_or_default();
-    let statuses = status.container_statuses.as_deref().unwrap_or_default();
-
-    let sandbox = plan::sandbox_is_usable(pod, observed);
-    let initialized = initialized_condition(init, init_statuses, statuses, phase);
-    let containers_ready = containers_ready(init, init_statuses, statuses, phase);
-    let ready = match &containers_ready {
-        Verdict { status: true, .. } => readiness_gates(pod, &list),
-        unready => unready.clone(),
-    };
-    for (type_, verdict) in [
-        ("PodReadyToStartContainers", Verdict { status: sandbox, ..Verdict::default() }),
-        ("Initialized", initialized),
-        ("Ready", ready),
-        ("ContainersReady", containers_ready),
-        ("PodScheduled", Verdict::yes()),
-    ] {
-        list.push(condition(type_, verdict, pod, cx));
-    }
-    if plan::is_resizing(pod, observed, cx.facts) {
-        let reason = cx.facts.resize_retry.map(|_| "Error");
-        list.push(condition(RESIZING, Verdict { reason, ..Verdict::yes() }, pod, cx));
-    }
-    list
-}
-
-fn is_own(type_: &str) -> bool {
-    OWN_CONDITIONS.contains(&type_) || type_ == RESIZING
-}
-
-/// One condition's answer before it gets its times.
-#[derive(Clone, Debug, Default)]
-struct Verdict {
-    status: bool,
-    reason: Option<&'static str>,
-    message: Option<String>,
-}
-
-impl Verdict {
-    fn yes() -> Self {
-        Self { status: true, ..Self::default() }
-    }
-
-    fn no(reason: &'static str, message: Option<String>) -> Self {
-        Self { status: false, reason: Some(reason), message }
-    }
-}
-
-fn condition(type_: &str, verdict: Verdict, pod: &Pod, cx: &Context<'_>) -> PodCondition {
-    let value = if verdict.status { "True" } else { "False" };
-    let old = cx.previous.conditions.iter().flatten().find(|condition| condition.type_ == type_);
-    let unchanged = old.filter(|old| old.status == value).and_then(|old| old.last_transition_time.clone());
-    PodCondition {
-        type_: type_.to_owned(),
-        status: value.to_owned(),
-        reason: verdict.reason.map(str::to_owned),
-        message: verdict.message,
-        last_transition_time: Some(unchanged.unwrap_or_else(|| Time(whole_seconds(cx.now)))),
-        last_probe_time: None,
-        observed_generation: pod.metadata.generation,
-    }
-}
-
-fn list(names: &[&str]) -> String {
-    format!("[{}]", names.join(" "))
-}
-
-fn containers_ready(
-    init: &[Spec],
-    init_statuses: &[ContainerStatus],
-    statuses: &[ContainerStatus],
-    phase: &str,
-) -> Verdict {
-    match phase {
-        "Succeeded" => return Verdict::no("PodCompleted", None),
-        "Failed" => return Verdict::no("PodFailed", None),
-        _ => {}
-    }
-    let sidecars = init.iter().zip(init_statuses).filter(|(spec, _)| plan::is_sidecar(spec)).map(|(_, status)| status);
-    let unready: Vec<&str> =
-        sidecars.chain(statuses).filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
-    if unready.is_empty() {
-        return Verdict::yes();
-    }
-    Verdict::no("ContainersNotReady", Some(format!("containers with unready status: {}", list(&unready))))
-}
-
-fn initialized_condition(
-    init: &[Spec],
-    init_statuses: &[ContainerStatus],
-    statuses: &[ContainerStatus],
-    phase: &str,
-) -> Verdict {
-    if phase == "Succeeded" {
-        return Verdict { status: true, reason: Some("PodCompleted"), message: None };
-    }
-    if statuses.iter().any(|status| is_running(status) || last_exit(status).is_some()) {
-        return Verdict::yes();
-    }
-    let incomplete: Vec<&str> = init
-        .iter()
-        .zip(init_statuses)
-        .filter(|(spec, status)| if plan::is_sidecar(spec) { status.started != Some(true) } else { !status.ready })
-        .map(|(spec, _)| spec.name.as_str())
-        .collect();
-    if incomplete.is_empty() {
-        return Verdict::yes();
-    }
-    Verdict::no("ContainersNotInitialized", Some(format!("containers with incomplete status: {}", list(&incomplete))))
-}
-
-fn readiness_gates(pod: &Pod, conditions: &[PodCondition]) -> Verdict {
-    let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
-    let missing: Vec<String> = gates
-        .filter_map(|gate| {
-            let name = &gate.condition_type;
-            match conditions.iter().find(|condition| condition.type_ == *name) {
-                None => Some(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
-                Some(condition) if condition.status != "True" => {
-                    let status = &condition.status;
-                    Some(format!("the status of pod readiness gate {name:?} is not \"True\", but {status}"))
-                }
-                Some(_) => None,
-            }
-        })
-        .collect();
-    if missing.is_empty() {
-        return Verdict::yes();
-    }
-    Verdict::no("ReadinessGatesNotReady", Some(missing.join(", ")))
-}
-
-/// The strategic merge patch that turns `old` into `new`; `None` when they are the same. Conditions that are not the
-/// kubelet's are never mentioned, so that no one else's write is lost.
-pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Result<Option<Value>, serde_json::Error> {
-    let (Value::Object(old), Value::Object(new)) = (serde_json::to_value(old)?, serde_json::to_value(new)?) else {
-        return Ok(None);
-    };
-    let mut changes = Map::new();
-    for (key, value) in &new {
-        let before = old.get(key);
-        if canonical(before.unwrap_or(&Value::Null)) == canonical(value) {
-            continue;
-        }
-        let change = match key.as_str() {
-            "conditions" => changed_conditions(before, value),
-            "podIPs" | "hostIPs" => {
-                let mut entries = value.as_array().cloned().unwrap_or_default();
-                entries.insert(0, json!({"$patch": "replace"}));
-                Some(Value::Array(entries))
-            }
-            _ => Some(value.clone()),
-        };
-        changes.extend(change.map(|change| (key.clone(), change)));
-    }
-    // Fields that are another component's are left alone even if this version does not produce them.
-    for key in ["podIP", "podIPs", "reason", "message", "initContainerStatuses"] {
-        if old.get(key).is_some_and(|old| !canonical(old).is_null()) && !new.contains_key(key) {
-            changes.insert(key.to_owned(), Value::Null);
-        }
-    }
-    if changes.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(json!({"metadata": {"uid": uid}, "status": changes})))
-}
-
-/// The value without the parts that say nothing: the server writes `lastState: {}` where others write nothing.
-fn canonical(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let full = fields.iter().map(|(key, value)| (key.clone(), canonical(value)));
-            let full: Map<String, Value> = full.filter(|(_, value)| !value.is_null()).collect();
-            if full.is_empty() { Value::Null } else { Value::Object(full) }
-        }
-        Value::Array(list) if list.is_empty() => Value::Null,
-        Value::Array(list) => Value::Array(list.iter().map(canonical).collect()),
-        Value::String(text) if text.is_empty() => Value::Null,
-        other => other.clone(),
-    }
-}
-
-fn changed_conditions(old: Option<&Value>, new: &Value) -> Option<Value> {
-    let old: Vec<Value> = old.and_then(Value::as_array).into_iter().flatten().map(canonical).collect();
-    let new = new.as_array()?;
-    let is_resizing = |list: &[Value]| list.iter().any(|condition| condition["type"] == RESIZING);
-    let mut changed: Vec<Value> = new
-        .iter()
-        .filter(|condition| condition["type"].as_str().is_some_and(is_own) && !old.contains(&canonical(condition)))
-        .map(|condition| {
-            let mut condition = condition.clone();
-            // A merge keeps what it does not name.
-            for key in ["reason", "message"] {
-                if condition.get(key).is_none() {
-                    condition[key] = Value::Null;
-                }
-            }
-            condition
-        })
-        .collect();
-    if is_resizing(&old) && !is_resizing(new) {
-        changed.push(json!({"$patch": "delete", "type": RESIZING}));
-    }
-    (!changed.is_empty()).then_some(Value::Array(changed))
 }
 
 #[cfg(test)]

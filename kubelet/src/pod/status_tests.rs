@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::PodCondition;
+use serde_json::{Value, json};
+
 use super::*;
 use crate::pod::observed::Sandbox;
 use crate::pod::plan::Problem;
+use crate::pod::status_patch::patch;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -131,11 +135,29 @@ fn an_ended_pod_is_final_whatever_its_policy() {
 
 #[test]
 fn a_refused_pod_shows_the_reason_and_no_containers() {
-    let verdict = plan::Verdict { reason: "OutOfcpu", message: "Pod was rejected: x".into() };
+    let verdict = plan::Verdict { reason: "OutOfcpu", message: "Pod was rejected: x".into(), ..Default::default() };
     let facts = Facts { verdict: Some(verdict), ..Facts::default() };
     let status = compute(&pod("{containers: [{name: a}]}"), &RuntimePod::default(), &facts);
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
     assert_eq!(status.container_statuses, None);
+}
+
+#[test]
+fn an_evicted_pod_says_that_it_had_to_make_room() {
+    let pod = pod("{containers: [{name: a}]}");
+    let running = observed(vec![container("a", RunState::Running, 0)]);
+    let before = compute(&pod, &running, &Facts::default());
+    let verdict =
+        plan::Verdict { reason: "Evicted", message: "low on memory".into(), is_disruption: true, ..Default::default() };
+    let after = compute(&pod, &running, &Facts { verdict: Some(verdict), ..Facts::default() });
+    assert_eq!((after.phase.as_deref(), after.reason.as_deref()), (Some("Failed"), Some("Evicted")));
+    let patch = patch("u", &before, &after).unwrap().unwrap();
+    let all = patch["status"]["conditions"].as_array().unwrap();
+    let disruption = all.iter().find(|condition| condition["type"] == "DisruptionTarget").unwrap();
+    assert_eq!(
+        (&disruption["reason"], &disruption["message"]),
+        (&json!("TerminationByKubelet"), &json!("low on memory"))
+    );
 }
 
 #[test]

@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::Live;
 use crate::state::NodeState;
 use auth::{Auth, PeerCertificate};
 use body::Body;
@@ -60,16 +61,18 @@ pub struct Server {
 
 /// Binds the port now, so that a port in use is an error at start, and serves in the background until `shutdown`.
 ///
-/// `certificate_dir` is where a self-signed certificate is kept when the configuration names none.
+/// `certificate_dir` is where a self-signed certificate is kept when the configuration names none and the cluster
+/// issues none (`certificate`).
 pub async fn start(
     state: Arc<NodeState>,
     certificate_dir: &std::path::Path,
+    certificate: Option<Arc<Live>>,
     shutdown: CancellationToken,
 ) -> Result<(), ServerError> {
     let config = state.config.clone();
     let ip: IpAddr = config.address.parse().map_err(|_| ServerError::Address(config.address.clone()))?;
     let address = SocketAddr::new(ip, config.port);
-    let acceptor = tls::acceptor(&config, &state.node_name, certificate_dir)?;
+    let acceptor = tls::acceptor(&config, &state.node_name, certificate_dir, certificate)?;
     let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })?;
     let server = Arc::new(Server { auth: Auth::new(&state), state, history: stats::History::default() });
     tokio::spawn(accept(listener, acceptor, server, shutdown));

@@ -10,6 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
+use crate::certificates::Live;
 use crate::config::KubeletConfiguration;
 
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,30 @@ pub enum TlsError {
 const CERTIFICATE_FILE: &str = "kubelet.crt";
 const KEY_FILE: &str = "kubelet.key";
 
-pub(super) fn acceptor(config: &KubeletConfiguration, node: &str, directory: &Path) -> Result<TlsAcceptor, TlsError> {
+/// With `live` the certificate is whatever the cluster has issued for this node; otherwise that of the configuration,
+/// or one of our own making.
+pub(super) fn acceptor(
+    config: &KubeletConfiguration,
+    node: &str,
+    directory: &Path,
+    live: Option<Arc<Live>>,
+) -> Result<TlsAcceptor, TlsError> {
+    let verifier = client_verifier(&config.authentication.x509.client_ca_file)?;
+    let builder = rustls::ServerConfig::builder().with_client_cert_verifier(verifier);
+    let mut tls = match live {
+        Some(live) => builder.with_cert_resolver(live),
+        None => {
+            let (chain, key) = own_certificate(config, node, directory)?;
+            builder.with_single_cert(chain, key).map_err(TlsError::Pair)?
+        }
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+type Own = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn own_certificate(config: &KubeletConfiguration, node: &str, directory: &Path) -> Result<Own, TlsError> {
     let (certificate, key) = match (config.tls_cert_file.as_str(), config.tls_private_key_file.as_str()) {
         ("", _) | (_, "") => {
             let (certificate, key) = (directory.join(CERTIFICATE_FILE), directory.join(KEY_FILE));
@@ -47,13 +71,7 @@ pub(super) fn acceptor(config: &KubeletConfiguration, node: &str, directory: &Pa
     };
     let chain = certificates(&certificate)?;
     let key = PrivateKeyDer::from_pem_file(&key).map_err(|source| TlsError::Key { path: key, source })?;
-    let verifier = client_verifier(&config.authentication.x509.client_ca_file)?;
-    let mut tls = rustls::ServerConfig::builder()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(TlsError::Pair)?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(tls)))
+    Ok((chain, key))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
