@@ -57,14 +57,14 @@ struct Kills<'a> {
 impl Kills<'_> {
     /// Creates or deletes a pod, or leaves all as it is.
     fn change(&mut self) {
-        match self.random.random_range(0..3) {
-            0 if self.wanted.len() < SLOTS => {
+        match self.random.random_range(0..4) {
+            0 | 1 if self.wanted.len() < SLOTS => {
                 let name = format!("p{}", self.next);
                 self.next += 1;
                 self.ns.create(&manifest(&name));
                 self.wanted.insert(name);
             }
-            1 if !self.wanted.is_empty() => {
+            2 if !self.wanted.is_empty() => {
                 let index = self.random.random_range(0..self.wanted.len());
                 let name = self.wanted.iter().nth(index).cloned().expect("the index is in range");
                 self.ns.kubectl(&["delete", "pod", &name, "--wait=false"]);

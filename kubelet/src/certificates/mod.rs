@@ -14,7 +14,7 @@ use std::time::Duration;
 use apimachinery::process::{ClientError, client_from_kubeconfig};
 use jiff::Timestamp;
 use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::Kubeconfig;
 
 pub use client::client;
 pub use live::Live;
@@ -71,8 +71,7 @@ fn write_kubeconfig(source: &Path, target: &Path, certificate: &Path) -> Result<
         move |source| CertificateError::ReadKubeconfig { path, source }
     };
     let known = Kubeconfig::read_from(source).map_err(failed(source))?;
-    let options = KubeConfigOptions::default();
-    let context = options.context.clone().or_else(|| known.current_context.clone()).unwrap_or_default();
+    let context = known.current_context.as_deref().unwrap_or_default();
     let named = known.contexts.iter().find(|named| named.name == context);
     let cluster = named.and_then(|named| named.context.as_ref()).map(|context| context.cluster.clone());
     let cluster = known.clusters.iter().find(|named| cluster.as_ref().is_none_or(|name| *name == named.name));

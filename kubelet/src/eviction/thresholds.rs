@@ -186,7 +186,7 @@ impl History {
             }
         }
         let [memory, disk, pids] = &mut self.last_seen;
-        let mut lasting = |last: &mut Option<Timestamp>, seen: bool| {
+        let lasting = |last: &mut Option<Timestamp>, seen: bool| {
             if seen {
                 *last = Some(now);
             }

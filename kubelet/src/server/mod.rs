@@ -11,7 +11,7 @@ mod inspect;
 mod live_tests;
 pub mod logs;
 mod routes;
-mod stats;
+pub mod stats;
 mod system_logs;
 mod tls;
 
