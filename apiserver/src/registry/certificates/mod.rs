@@ -5,7 +5,7 @@ use apimachinery::status::FieldError;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::common::keep_metadata;
+use super::common::{ALL_METADATA, StatusOf, keep_metadata};
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::{Column, Cx, NameRule, Strategy, Subresource, keep};
@@ -24,10 +24,14 @@ pub static CLUSTER_TRUST_BUNDLE: Declared = Declared::new(Shape::Plain)
         vec![name(obj), text_or(obj, &["spec", "signerName"], NONE)]
     });
 
+static POD_REQUEST_STATUS: StatusOf =
+    StatusOf::new().keeping(ALL_METADATA).validated(validation::certificates::pod_request_status);
+
 /// A pod's wish for a certificate; what was asked for never changes.
 pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
     .updated_by_version()
     .update_rules(validation::certificates::pod_request_update)
+    .status(&POD_REQUEST_STATUS)
     .selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]);
 
 /// What signers write.

@@ -198,11 +198,42 @@ pub fn pod_request_update(obj: &Value, old: &Value) -> Errors {
     errors
 }
 
+/// Signers answer once.
+pub fn pod_request_status(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let answers = |obj: &Value| {
+        let conditions = obj.list_at(&["status", "conditions"]).iter();
+        conditions.filter(|c| matches!(c["type"].as_str(), Some("Issued" | "Denied" | "Failed"))).count()
+    };
+    let conditions = Path::STATUS.field("conditions");
+    if answers(obj) > 1 {
+        let detail = "There may be at most one condition with type \"Issued\", \"Denied\", or \"Failed\"";
+        errors.push(FieldError::invalid(conditions, obj["status"]["conditions"].clone(), detail));
+    }
+    if answers(old) > 0 && !same(&obj["status"], &old["status"]) {
+        let detail = "immutable after PodCertificateRequest is issued, denied, or failed";
+        errors.push(FieldError::invalid(Path::STATUS, obj["status"].clone(), detail));
+    }
+    errors
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn pod_requests_are_answered_once() {
+        let with = |conditions: Value| json!({"spec": {"podName": "p"}, "status": {"conditions": conditions}});
+        let (open, issued) = (with(json!([])), with(json!([{"type": "Issued"}])));
+        assert!(pod_request_status(&issued, &open).is_empty());
+        assert!(pod_request_status(&issued, &issued).is_empty());
+        assert_eq!(pod_request_status(&open, &issued).len(), 1);
+        assert_eq!(pod_request_status(&with(json!([{"type": "Issued"}, {"type": "Failed"}])), &open).len(), 1);
+        let renamed = json!({"spec": {"podName": "q"}});
+        assert_eq!(pod_request_update(&renamed, &open).len(), 1);
+    }
 
     #[test]
     fn bundles_are_named_after_their_signer() {
