@@ -19,7 +19,11 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+struct Check {
+    ask: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Asked for `/readyz` only: a component that is not ready yet is alive.
+    readiness_only: bool,
+}
 
 /// Named health checks; a component registers them at start and they are asked on each request.
 #[derive(Clone, Default)]
@@ -30,14 +34,19 @@ pub struct HealthChecks {
 impl HealthChecks {
     /// Adds (or replaces) the check `name`; it must answer at once.
     pub fn register(&self, name: &str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
-        self.checks.lock().insert(name.to_owned(), Box::new(check));
+        self.checks.lock().insert(name.to_owned(), Check { ask: Box::new(check), readiness_only: false });
+    }
+
+    /// The same for what only `/readyz` tells: a component that is not ready yet must not be restarted for it.
+    pub fn register_readiness(&self, name: &str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        self.checks.lock().insert(name.to_owned(), Check { ask: Box::new(check), readiness_only: true });
     }
 
     fn report(&self, endpoint: &str, verbose: bool) -> (StatusCode, String) {
         let mut lines = vec!["[+]ping ok".to_owned()];
         let mut failed = false;
-        for (name, check) in self.checks.lock().iter() {
-            match check() {
+        for (name, check) in self.checks.lock().iter().filter(|(_, c)| !c.readiness_only || endpoint == "readyz") {
+            match (check.ask)() {
                 Ok(()) => lines.push(format!("[+]{name} ok")),
                 Err(why) => {
                     failed = true;
@@ -156,5 +165,13 @@ mod tests {
         let (status, body) = checks.report("healthz", false);
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(body, "[+]ping ok\n[-]etcd failed: no leader\nhealthz check failed\n");
+    }
+
+    #[test]
+    fn readiness_does_not_count_for_liveness() {
+        let checks = HealthChecks::default();
+        checks.register_readiness("rules", || Err("not yet".to_owned()));
+        assert_eq!(checks.report("healthz", false).0, StatusCode::OK);
+        assert_eq!(checks.report("readyz", false).0, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }
