@@ -216,15 +216,16 @@ fn delegate(config: Config, subnet: &SubnetFile) -> Result<Map<String, Value>, C
     Ok(delegate)
 }
 
-/// Addresses from this node's subnet, and a route to the whole network beside the routes that were asked for.
+/// Addresses from this node's subnets, and routes to the whole networks beside the routes that were asked for.
 fn ipam(mut ipam: Map<String, Value>, subnet: &SubnetFile) -> Map<String, Value> {
     ipam.entry("type").or_insert_with(|| json!("host-local"));
-    ipam.insert("ranges".to_owned(), json!([[{"subnet": subnet.subnet}]]));
+    let ranges: Vec<Value> = subnet.subnets().iter().map(|subnet| json!([{"subnet": subnet}])).collect();
+    ipam.insert("ranges".to_owned(), Value::Array(ranges));
     let mut routes = match ipam.remove("routes") {
         Some(Value::Array(routes)) => routes,
         _ => Vec::new(),
     };
-    routes.push(json!({"dst": subnet.network}));
+    routes.extend(subnet.networks().map(|network| json!({"dst": network})));
     ipam.insert("routes".to_owned(), Value::Array(routes));
     ipam
 }
@@ -280,18 +281,10 @@ fn pipe(path: &Path, text: &str) -> std::io::Result<std::process::Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn subnet() -> SubnetFile {
-        SubnetFile {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet: "10.244.7.0/24".parse().unwrap(),
-            mtu: 1450,
-            ip_masq: true,
-        }
-    }
+    use crate::subnet::testing::{dual_stack, file};
 
     fn delegate_for(config: Value) -> Result<Value, CniError> {
-        delegate(serde_json::from_value(config).unwrap(), &subnet()).map(Value::Object)
+        delegate(serde_json::from_value(config).unwrap(), &file()).map(Value::Object)
     }
 
     #[test]
@@ -305,6 +298,13 @@ mod tests {
                 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.7.0/24"}]],
                     "routes": [{"dst": "10.244.0.0/16"}]}})
         );
+    }
+
+    #[test]
+    fn dual_stack_has_a_range_and_a_route_for_each_family() {
+        let ipam = Value::Object(ipam(Map::new(), &dual_stack()));
+        assert_eq!(ipam["ranges"], json!([[{"subnet": "10.244.7.0/24"}], [{"subnet": "fd00:0:0:7::/64"}]]));
+        assert_eq!(ipam["routes"], json!([{"dst": "10.244.0.0/16"}, {"dst": "fd00::/48"}]));
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         let plugin = directory.join("bin/bridge");
         std::fs::write(&plugin, "#!/bin/sh\ncat\n").unwrap();
         std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
-        subnet().write(&directory.join("subnet.env")).unwrap();
+        file().write(&directory.join("subnet.env")).unwrap();
         let config = json!({"cniVersion": "1.0.0", "name": "cbr0", "dataDir": directory.join("data"),
             "subnetFile": directory.join("subnet.env")});
         let mut invocation = Invocation {

@@ -1,14 +1,15 @@
 //! The command line: upstream's flags, each of which can also come from the environment as `FLANNELD_<FLAG>`.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use apimachinery::process::LogArgs;
 use clap::{ArgAction, Parser};
 
-use crate::interface::Selection;
+use crate::interface::{InterfaceError, Selection};
+use crate::lease::Subnets;
 use crate::subnet::{EtcdOptions, KubeOptions};
 
 #[derive(Clone, Debug, Parser)]
@@ -45,12 +46,18 @@ pub struct Options {
     /// Interface between the nodes, by name or address; may be given several times, the first that exists is used.
     #[arg(long, env = "FLANNELD_IFACE", value_delimiter = ',')]
     iface: Vec<String>,
+    /// Regular expression for an address or name of the interface; used when no --iface matches, may be given several times.
+    #[arg(long, env = "FLANNELD_IFACE_REGEX")]
+    iface_regex: Vec<String>,
     /// Use the interface that leads to this address.
     #[arg(long, env = "FLANNELD_IFACE_CAN_REACH")]
-    iface_can_reach: Option<Ipv4Addr>,
+    iface_can_reach: Option<IpAddr>,
     /// Address under which the other nodes reach this one.
     #[arg(long, env = "FLANNELD_PUBLIC_IP")]
     public_ip: Option<Ipv4Addr>,
+    /// IPv6 address under which the other nodes reach this one.
+    #[arg(long, env = "FLANNELD_PUBLIC_IPV6")]
+    public_ipv6: Option<Ipv6Addr>,
 
     /// Where to write what the CNI plugin reads.
     #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env")]
@@ -68,9 +75,13 @@ pub struct Options {
     /// Accept traffic of the pod network in forwarding.
     #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true)]
     pub iptables_forward_rules: bool,
-    /// Seconds after which the packet filter rules are made sure of again.
-    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
-    pub iptables_resync: u64,
+    /// Seconds after which the packet filter rules are made sure of again, whatever the kernel reports; by default 60,
+    /// and 5 with legacy iptables, whose changes the kernel does not report.
+    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iptables_resync: Option<u64>,
+    /// Refuse packets to addresses of this node's subnet that no pod has, instead of sending them to the default route.
+    #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false)]
+    pub ip_blackhole_route: bool,
 
     /// Use the Kubernetes API instead of etcd.
     #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false)]
@@ -105,8 +116,14 @@ impl Options {
         Self::parse_from(with_two_dashes(std::env::args_os()))
     }
 
-    pub fn selection(&self) -> Selection {
-        Selection { interfaces: self.iface.clone(), can_reach: self.iface_can_reach, public_ip: self.public_ip }
+    pub fn selection(&self) -> Result<Selection, InterfaceError> {
+        Ok(Selection {
+            interfaces: self.iface.clone(),
+            patterns: Selection::compile(&self.iface_regex)?,
+            can_reach: self.iface_can_reach,
+            public_ip: self.public_ip,
+            public_ipv6: self.public_ipv6,
+        })
     }
 
     pub fn etcd(&self) -> EtcdOptions {
@@ -119,7 +136,7 @@ impl Options {
             username: self.etcd_username.clone(),
             password: self.etcd_password.clone(),
             renew_margin: Duration::from_secs(60 * self.subnet_lease_renew_margin),
-            previous: None,
+            previous: Subnets::default(),
         }
     }
 
@@ -157,9 +174,15 @@ mod tests {
             parse(&["-etcd-endpoints=http://a:1,http://b:2", "--ip-masq", "-iface=eth0", "--iface", "10.0.0.1"]);
         assert_eq!(options.etcd().endpoints, ["http://a:1", "http://b:2"]);
         assert!(options.ip_masq && options.iptables_forward_rules);
-        assert_eq!(options.selection().interfaces, ["eth0", "10.0.0.1"]);
+        assert_eq!(options.selection().unwrap().interfaces, ["eth0", "10.0.0.1"]);
         assert!(!parse(&["--ip-masq=false"]).ip_masq);
         assert_eq!(parse(&["-v=4"]).logs.verbosity, 4);
+    }
+
+    #[test]
+    fn patterns_are_read_at_the_start() {
+        assert_eq!(parse(&["--iface-regex=^eth", "-iface-regex", "10,0"]).selection().unwrap().patterns.len(), 2);
+        assert!(parse(&["--iface-regex=("]).selection().is_err());
     }
 
     #[test]

@@ -1,289 +1,274 @@
-//! Whole daemons on virtual nodes: network namespaces joined by a bridge, etcd on the bridge's side, pods attached by
-//! our CNI plugin over the bridge plugin. Packets prove it.
+//! Whole daemons on virtual nodes, and packets that prove what they did: each backend, each way of choosing, and what
+//! happens when somebody deletes what is ours.
 //!
-//! Needs root, `etcd`, `ip` and the standard CNI plugins; run with `cargo test -p flanneld -- --ignored`.
+//! Needs root, `etcd`, `ip`, `socat`, `nft`, `iptables` and the standard CNI plugins; run with
+//! `cargo test -p flanneld -- --ignored`.
 
 // A helper that cannot set up its part of the lab has no better way than to end the test.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
 
-use apimachinery::testing::eventually;
+use ketch_test::overlay::{Lab, PATIENCE, PREFIX, ip, lease_key, must};
+use ketch_test::{check, poll};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_flanneld");
 
-fn run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+fn start(lab: &mut Lab, node: &str, arguments: &[&str]) {
+    lab.flanneld(node, Path::new(PROGRAM), arguments);
 }
 
-fn must(program: &str, arguments: &[&str]) -> String {
-    let output = run(program, arguments);
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn network(backend: &Value) -> Value {
+    json!({"Network": "10.244.0.0/22", "SubnetLen": 24, "Backend": backend})
 }
 
-fn ip(arguments: &str) -> String {
-    must("ip", &arguments.split(' ').collect::<Vec<_>>())
+/// Nodes that start at the same instant, and a pod behind each.
+fn nodes(lab: &mut Lab, count: u8, arguments: &[&str]) -> Vec<(String, String, Vec<String>)> {
+    let names: Vec<String> = (2..2 + count).map(|number| lab.node(number)).collect();
+    names.iter().for_each(|node| start(lab, node, arguments));
+    let pod = |node: String| {
+        let (pod, addresses) = lab.pod(&node);
+        (node, pod, addresses)
+    };
+    names.into_iter().map(pod).collect()
 }
 
-/// A bridge in its own namespace with etcd, and nodes around it; everything ends with the value.
-struct Lab {
-    name: String,
-    directory: TempDir,
-    namespaces: Vec<String>,
-    processes: Vec<(String, Child)>,
+/// Waits for `ip ARGUMENTS` (or another program) to print what is wanted, and says how long that took.
+fn comes_back(what: &str, wanted: &str, print: impl Fn() -> String) {
+    let started = Instant::now();
+    poll(&format!("{what} comes back"), PATIENCE, || {
+        let text = print();
+        check(text.contains(wanted), || text.clone())
+    });
+    println!("{what} was back after {:?}", started.elapsed());
 }
 
-impl Lab {
-    async fn new(suffix: &str, network: Value) -> Self {
-        let name = format!("kfl{}{suffix}", std::process::id());
-        let mut lab = Self { name, directory: TempDir::new().unwrap(), namespaces: Vec::new(), processes: Vec::new() };
-        let fabric = lab.namespace("f");
-        ip(&format!("-n {fabric} link add br0 type bridge"));
-        ip(&format!("-n {fabric} addr add 10.77.0.1/24 dev br0"));
-        ip(&format!("-n {fabric} link set br0 up"));
-        let data = lab.path("etcd");
-        lab.spawn(
-            "etcd",
-            &fabric,
-            "etcd",
-            &[
-                "--data-dir",
-                data.to_str().unwrap(),
-                "--listen-client-urls",
-                "http://10.77.0.1:2379",
-                "--advertise-client-urls",
-                "http://10.77.0.1:2379",
-                "--listen-peer-urls",
-                "http://127.0.0.1:2380",
-            ],
-        );
-        let config = network.to_string();
-        eventually("etcd takes the configuration", PATIENCE, || async {
-            let output = lab.etcdctl(&["put", "/coreos.com/network/config", &config]);
-            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
-        })
-        .await;
-        lab
-    }
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn three_nodes_at_once_share_three_subnets() {
+    let mut lab = Lab::new();
+    lab.configure(PREFIX, &network(&json!({"Type": "host-gw"})));
+    let nodes = nodes(&mut lab, 3, &[]);
+    let mut subnets: Vec<String> = nodes.iter().map(|(node, ..)| lab.variable(node, "FLANNEL_SUBNET")).collect();
+    subnets.sort();
+    assert_eq!(subnets, ["10.244.1.1/24", "10.244.2.1/24", "10.244.3.1/24"]);
+    lab.reaches(&nodes[0].1, &nodes[1].2[0]);
+    lab.reaches(&nodes[2].1, &nodes[0].2[0]);
+    let routes = ip(&format!("-n {} route", nodes[0].0));
+    assert_eq!(routes.matches("via 10.77.0.").count(), 3, "{routes}");
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn namespace(&mut self, suffix: &str) -> String {
-        let name = format!("{}-{suffix}", self.name);
-        ip(&format!("netns add {name}"));
-        ip(&format!("-n {name} link set lo up"));
-        self.namespaces.push(name.clone());
-        name
-    }
-
-    fn node(&mut self, number: u8) -> String {
-        let fabric = format!("{}-f", self.name);
-        let node = self.namespace(&format!("n{number}"));
-        ip(&format!("-n {node} link add eth0 type veth peer name v{number} netns {fabric}"));
-        ip(&format!("-n {fabric} link set v{number} master br0 up"));
-        ip(&format!("-n {node} addr add 10.77.0.{number}/24 dev eth0"));
-        ip(&format!("-n {node} link set eth0 up"));
-        ip(&format!("-n {node} route add default via 10.77.0.1"));
-        must("ip", &["netns", "exec", &node, "sysctl", "-qw", "net.ipv4.ip_forward=1"]);
-        node
-    }
-
-    fn spawn(&mut self, title: &str, namespace: &str, program: &str, arguments: &[&str]) {
-        let log = std::fs::File::create(self.path(&format!("{title}.log"))).unwrap();
-        let child = Command::new("ip")
-            .args(["netns", "exec", namespace, program])
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.processes.push((title.to_owned(), child));
-    }
-
-    fn kill(&mut self, title: &str) {
-        let position = self.processes.iter().position(|(name, _)| name == title).unwrap();
-        let (_, mut child) = self.processes.remove(position);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn flanneld(&mut self, node: &str) {
-        let subnet_file = format!("--subnet-file={}", self.path(&format!("{node}.env")).display());
-        self.spawn(
-            &format!("flanneld-{node}"),
-            node,
-            env!("CARGO_BIN_EXE_flanneld"),
-            &["--etcd-endpoints=http://10.77.0.1:2379", "--iface=eth0", "--ip-masq", &subnet_file],
-        );
-    }
-
-    fn etcdctl(&self, arguments: &[&str]) -> Output {
-        let fabric = format!("{}-f", self.name);
-        let command =
-            ["netns", "exec", &fabric, "env", "ETCDCTL_API=3", "etcdctl", "--endpoints=http://10.77.0.1:2379"];
-        run("ip", &[&command, arguments].concat())
-    }
-
-    async fn subnet(&self, node: &str) -> String {
-        let path = self.path(&format!("{node}.env"));
-        let log = self.path(&format!("flanneld-{node}.log"));
-        eventually("the subnet file appears", PATIENCE, || async {
-            let text = std::fs::read_to_string(&path).map_err(|_| std::fs::read_to_string(&log))?;
-            let line = text.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
-            line.map(str::to_owned).ok_or(Ok(text.clone()))
-        })
-        .await
-    }
-
-    fn cni(&self, command: &str, node: &str, pod: &str) -> String {
-        let config = json!({
-            "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
-            "subnetFile": self.path(&format!("{node}.env")), "dataDir": self.path("cni"),
-            "delegate": {"hairpinMode": true, "isDefaultGateway": true},
-            "ipam": {"dataDir": self.path(&format!("ipam-{node}"))},
-        });
-        let input = self.path("cni.json");
-        std::fs::write(&input, config.to_string()).unwrap();
-        let output = Command::new("ip")
-            .args(["netns", "exec", node, env!("CARGO_BIN_EXE_flannel")])
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", pod)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_NETNS", format!("/run/netns/{pod}"))
-            .env("CNI_PATH", "/usr/lib/cni:/opt/cni/bin")
-            .stdin(std::fs::File::open(&input).unwrap())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{command} {pod}: {text}");
-        text
-    }
-
-    /// A pod on the node; returns its namespace and address.
-    fn pod(&mut self, node: &str, name: &str) -> (String, String) {
-        let pod = self.namespace(name);
-        let result: Value = serde_json::from_str(&self.cni("ADD", node, &pod)).unwrap();
-        let address = result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
-        (pod, address)
-    }
-
-    /// A refused connection is a round trip: the answer came from the other side.
-    async fn reaches(&self, from: &str, to: &str) {
-        let connect = format!("exec 3<>/dev/tcp/{to}/9");
-        eventually(&format!("{from} reaches {to}"), PATIENCE, || async {
-            let output = run("ip", &["netns", "exec", from, "timeout", "1", "bash", "-c", &connect]);
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            if text.contains("Connection refused") { Ok(()) } else { Err(format!("{}: {text}", output.status)) }
-        })
-        .await;
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for (title, child) in &mut self.processes {
-            let _ = child.kill();
-            let _ = child.wait();
-            if std::thread::panicking() {
-                let log = std::fs::read_to_string(self.directory.path().join(format!("{title}.log")));
-                eprintln!("--- {title}\n{}", log.unwrap_or_default());
-            }
-        }
-        for namespace in &self.namespaces {
-            run("ip", &["netns", "del", namespace]);
-        }
-    }
-}
-
-/// Only three subnets, and three nodes that start at the same instant: each must get its own.
-async fn three_nodes(suffix: &str, backend: Value) -> (Lab, Vec<String>, Vec<String>) {
-    let network = json!({"Network": "10.244.0.0/22", "SubnetLen": 24, "Backend": backend});
-    let mut lab = Lab::new(suffix, network).await;
-    let nodes: Vec<String> = (2..5).map(|number| lab.node(number)).collect();
-    nodes.iter().for_each(|node| lab.flanneld(node));
-    let mut subnets = Vec::new();
-    for node in &nodes {
-        subnets.push(lab.subnet(node).await);
-    }
-    let mut sorted = subnets.clone();
-    sorted.sort();
-    assert_eq!(sorted, ["10.244.1.1/24", "10.244.2.1/24", "10.244.3.1/24"]);
-    (lab, nodes, subnets)
-}
-
-#[tokio::test]
-#[ignore = "needs root, network namespaces, etcd and CNI plugins"]
-async fn vxlan_carries_pods_and_repairs_itself() {
-    let (mut lab, nodes, subnets) = three_nodes("v", json!({"Type": "vxlan"})).await;
-    let (pod1, _) = lab.pod(&nodes[0], "p1");
-    let (pod2, address2) = lab.pod(&nodes[1], "p2");
-    lab.reaches(&pod1, &address2).await;
-    lab.reaches(&nodes[2], &address2).await;
-    let link = ip(&format!("-n {} -d link show flannel.1", nodes[0]));
-    assert!(link.contains("mtu 1450") && link.contains("nolearning") && link.contains("dstport 8472"), "{link}");
-
-    // Whatever happens to the device, the daemon puts it back, with the address that its peers know.
-    ip(&format!("-n {} link del flannel.1", nodes[0]));
-    lab.reaches(&pod1, &address2).await;
-
-    // The data plane does not need the daemon, and a new one takes up the same subnet.
-    lab.kill(&format!("flanneld-{}", nodes[1]));
-    lab.reaches(&pod1, &address2).await;
-    std::fs::remove_file(lab.path(&format!("{}.env", nodes[1]))).unwrap();
-    lab.flanneld(&nodes[1]);
-    assert_eq!(lab.subnet(&nodes[1]).await, subnets[1]);
-    lab.reaches(&pod2, &subnets[0].replace("/24", "")).await;
+    let (gone, key) = (&nodes[1].0, lease_key(PREFIX, &subnets[1]));
+    let started = Instant::now();
+    ip(&format!("-n {} route flush root 10.244.0.0/22 dev eth0", nodes[0].0));
+    lab.reaches(&nodes[0].1, &nodes[1].2[0]);
+    println!("the routes were back after {:?}", started.elapsed());
 
     // A lease that somebody deleted is taken again; a node that is gone for good loses its routes everywhere.
-    let key = |subnet: &str| format!("/coreos.com/network/subnets/{}-24", subnet.replace(".1/24", ".0"));
-    assert!(lab.etcdctl(&["del", &key(&subnets[1])]).status.success());
-    eventually("the lease is written again", PATIENCE, || async {
-        let output = lab.etcdctl(&["get", "--print-value-only", &key(&subnets[1])]);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if text.contains("10.77.0.3") { Ok(()) } else { Err(text) }
-    })
-    .await;
-    lab.reaches(&pod1, &address2).await;
-    lab.kill(&format!("flanneld-{}", nodes[2]));
-    assert!(lab.etcdctl(&["del", &key(&subnets[2])]).status.success());
-    let gone = subnets[2].replace(".1/24", ".0/24");
-    eventually("the route of the node that left disappears", PATIENCE, || async {
-        let routes = ip(&format!("-n {} route", nodes[0]));
-        if routes.contains(&gone) { Err(routes) } else { Ok(()) }
-    })
-    .await;
-    lab.cni("DEL", &nodes[0], &pod1);
-    lab.cni("DEL", &nodes[0], &pod1);
+    lab.delete(&key);
+    poll("the lease is written again", PATIENCE, || {
+        let text = lab.get(&key);
+        check(text.contains("PublicIP"), || text.clone())
+    });
+    let gone_subnet = lab.variable(gone, "FLANNEL_SUBNET");
+    lab.stop_flanneld(gone);
+    lab.delete(&lease_key(PREFIX, &gone_subnet));
+    let net = gone_subnet.replace(".1/", ".0/");
+    poll("the route of the node that left disappears", PATIENCE, || {
+        let routes = ip(&format!("-n {} route", nodes[0].0));
+        check(!routes.contains(&net), || routes.clone())
+    });
 }
 
-#[tokio::test]
-#[ignore = "needs root, network namespaces, etcd and CNI plugins"]
-async fn host_gw_routes_without_a_tunnel() {
-    let (mut lab, nodes, _) = three_nodes("h", json!({"Type": "host-gw"})).await;
-    let (pod1, _) = lab.pod(&nodes[0], "p1");
-    let (_, address2) = lab.pod(&nodes[1], "p2");
-    lab.reaches(&pod1, &address2).await;
-    let routes = ip(&format!("-n {} route", nodes[0]));
-    assert_eq!(routes.matches("via 10.77.0.").count(), 3, "{routes}");
-    ip(&format!("-n {} route flush root 10.244.0.0/22 dev eth0", nodes[0]));
-    lab.reaches(&pod1, &address2).await;
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn vxlan_puts_back_what_is_deleted() {
+    let mut lab = Lab::new();
+    lab.configure(PREFIX, &network(&json!({"Type": "vxlan"})));
+    let nodes = nodes(&mut lab, 2, &["--ip-masq"]);
+    let [(node, pod, _), (peer, peer_pod, peer_addresses)] = &nodes[..] else { panic!("two nodes") };
+    let (subnet, target) = (lab.variable(peer, "FLANNEL_SUBNET"), &peer_addresses[0]);
+    lab.reaches(pod, target);
+    lab.transfers(pod, (peer_pod, target));
+    let link = ip(&format!("-n {node} -d link show flannel.1"));
+    assert!(link.contains("mtu 1450") && link.contains("nolearning") && link.contains("dstport 8472"), "{link}");
+    let overlay = subnet.replace(".1/24", ".0");
+    let neighbour = ip(&format!("-n {node} neigh show dev flannel.1 {overlay}"));
+    let mac = neighbour.split_whitespace().find(|word| word.contains(':')).unwrap().to_owned();
+
+    ip(&format!("-n {node} route del {overlay}/24"));
+    comes_back("the route", "dev flannel.1", || ip(&format!("-n {node} route show {overlay}/24")));
+    ip(&format!("-n {node} neigh del {overlay} dev flannel.1"));
+    comes_back("the neighbour", &mac, || ip(&format!("-n {node} neigh show dev flannel.1 {overlay} nud permanent")));
+    let fdb = || must("ip", &["netns", "exec", node, "bridge", "fdb", "show", "dev", "flannel.1"]);
+    must("ip", &["netns", "exec", node, "bridge", "fdb", "del", &mac, "dev", "flannel.1", "dst", "10.77.0.3"]);
+    comes_back("the forwarding entry", &format!("{mac} dst 10.77.0.3"), fdb);
+    ip(&format!("-n {node} addr flush dev flannel.1"));
+    let own = lab.variable(node, "FLANNEL_SUBNET").replace(".1/24", ".0/32");
+    comes_back("the address", &own, || ip(&format!("-n {node} addr show dev flannel.1")));
+    ip(&format!("-n {node} link set flannel.1 down"));
+    comes_back("the device's state", "UP", || ip(&format!("-n {node} link show flannel.1")));
+    let before = lab.get(&lease_key(PREFIX, &lab.variable(node, "FLANNEL_SUBNET")));
+    ip(&format!("-n {node} link del flannel.1"));
+    comes_back("the device", &overlay, || ip(&format!("-n {node} route show dev flannel.1 root 10.244.0.0/22")));
+    lab.reaches(pod, target);
+    // With the address that its peers know.
+    assert_eq!(lab.get(&lease_key(PREFIX, &lab.variable(node, "FLANNEL_SUBNET"))), before);
+
+    // The data plane does not need the daemon, and a new one takes up the same subnet.
+    lab.stop_flanneld(peer);
+    lab.reaches(pod, target);
+    std::fs::remove_file(lab.subnet_file(peer)).unwrap();
+    start(&mut lab, peer, &["--ip-masq"]);
+    assert_eq!(lab.variable(peer, "FLANNEL_SUBNET"), subnet);
 }
 
-#[tokio::test]
-#[ignore = "needs root, network namespaces, etcd and CNI plugins"]
-async fn direct_routing_skips_the_tunnel_on_one_link() {
-    let (mut lab, nodes, _) = three_nodes("d", json!({"Type": "vxlan", "VNI": 7, "DirectRouting": true})).await;
-    let (pod1, _) = lab.pod(&nodes[0], "p1");
-    let (_, address2) = lab.pod(&nodes[1], "p2");
-    lab.reaches(&pod1, &address2).await;
-    let routes = ip(&format!("-n {} route", nodes[0]));
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn masquerade_rules_are_put_back_in_both_tools() {
+    for (nftables, flush, list, rule) in [
+        (true, "nft flush ruleset", "nft list ruleset", "masquerade"),
+        (false, "iptables -t nat -F", "iptables -t nat -S", "-j FLANNEL-POSTRTG"),
+        (false, "iptables -t nat -D FLANNEL-POSTRTG 1", "iptables -t nat -S", "--mark 0x4000"),
+        (false, "ip6tables -t nat -F", "ip6tables -t nat -S", "MASQUERADE"),
+        (false, "iptables -F FORWARD", "iptables -S", "-j FLANNEL-FWD"),
+    ] {
+        let mut lab = Lab::new();
+        let network = json!({"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48",
+            "EnableNFTables": nftables, "Backend": {"Type": "vxlan"}});
+        lab.configure(PREFIX, &network);
+        let node = lab.node(2);
+        start(&mut lab, &node, &["--ip-masq"]);
+        lab.variable(&node, "FLANNEL_SUBNET");
+        let run =
+            |line: &str| must("ip", &[&["netns", "exec", &node][..], &line.split(' ').collect::<Vec<_>>()].concat());
+        // The daemon has looked at the rules once before they are touched.
+        poll("the rules are watched", PATIENCE, || {
+            let log = lab.log(&format!("flanneld-{node}"));
+            check(run(list).contains(rule) && log.contains("watching the packet filter rules"), || log.clone())
+        });
+        run(flush);
+        comes_back(&format!("what `{flush}` took"), rule, || run(list));
+    }
+}
+
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn udp_carries_packets_and_comes_back() {
+    let mut lab = Lab::new();
+    lab.configure(PREFIX, &network(&json!({"Type": "udp"})));
+    let nodes = nodes(&mut lab, 2, &[]);
+    let [(node, pod, addresses), (_, peer_pod, peer_addresses)] = &nodes[..] else { panic!("two nodes") };
+    let target = &peer_addresses[0];
+    lab.reaches(pod, target);
+    lab.transfers(pod, (peer_pod, target));
+    lab.transfers(peer_pod, (pod, &addresses[0]));
+    ip(&format!("-n {node} link del flannel0"));
+    lab.reaches(pod, target);
+    // Nobody has this subnet: the sender is told.
+    let connect = ["netns", "exec", pod, "timeout", "5", "bash", "-c", "exec 3<>/dev/tcp/10.244.0.9/9"];
+    let output = Command::new("ip").args(connect).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("unreachable"), "{text}");
+    // A daemon that died takes its device along; the next one makes it again.
+    lab.stop_flanneld(node);
+    start(&mut lab, node, &[]);
+    lab.reaches(pod, target);
+}
+
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn dual_stack_and_ipv6_alone() {
+    for backend in ["vxlan", "host-gw"] {
+        for enable_ipv4 in [true, false] {
+            let mut lab = Lab::new();
+            let network = json!({"Network": "10.244.0.0/16", "EnableIPv4": enable_ipv4, "EnableIPv6": true,
+                "IPv6Network": "fd00::/48", "Backend": {"Type": backend}});
+            lab.configure(PREFIX, &network);
+            let nodes = nodes(&mut lab, 2, &["--ip-masq"]);
+            let [(_, pod, _), (_, peer_pod, addresses)] = &nodes[..] else { panic!("two nodes") };
+            assert_eq!(addresses.len(), if enable_ipv4 { 2 } else { 1 });
+            for address in addresses {
+                lab.reaches(pod, address);
+                lab.transfers(pod, (peer_pod, address));
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn direct_routing_skips_the_tunnel_on_one_link() {
+    let mut lab = Lab::new();
+    lab.configure(PREFIX, &network(&json!({"Type": "vxlan", "VNI": 7, "DirectRouting": true})));
+    let nodes = nodes(&mut lab, 2, &[]);
+    lab.reaches(&nodes[0].1, &nodes[1].2[0]);
+    let routes = ip(&format!("-n {} route", nodes[0].0));
     assert!(!routes.contains("dev flannel.7 onlink") && routes.contains("via 10.77.0.3 dev eth0"), "{routes}");
-    assert!(Path::new(&lab.path(&format!("{}.env", nodes[0]))).exists());
+}
+
+#[test]
+#[ignore = "needs root, network namespaces and etcd"]
+fn two_networks_share_one_etcd() {
+    let mut lab = Lab::new();
+    let (red, blue) = (lab.node(2), lab.node(3));
+    lab.configure("/red", &json!({"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": 1}}));
+    lab.configure("/blue", &json!({"Network": "10.2.0.0/16", "Backend": {"Type": "host-gw"}}));
+    start(&mut lab, &red, &["--etcd-prefix=/red"]);
+    start(&mut lab, &blue, &["--etcd-prefix=/blue/"]);
+    assert!(lab.variable(&red, "FLANNEL_SUBNET").starts_with("10.1."));
+    assert!(lab.variable(&blue, "FLANNEL_SUBNET").starts_with("10.2."));
+    assert!(ip(&format!("-n {red} route show 10.2.0.0/16 dev eth0")).is_empty());
+}
+
+#[test]
+#[ignore = "needs root, network namespaces, etcd and CNI plugins"]
+fn the_cni_plugin_attaches_pods_in_dual_stack() {
+    let mut lab = Lab::new();
+    let network = json!({"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48",
+        "Backend": {"Type": "vxlan"}});
+    lab.configure(PREFIX, &network);
+    let nodes: Vec<String> = (2..4).map(|number| lab.node(number)).collect();
+    let mut pods = Vec::new();
+    for node in &nodes {
+        start(&mut lab, node, &["--ip-masq"]);
+        lab.variable(node, "FLANNEL_SUBNET");
+        let pod = lab.namespace(&format!("c{}", pods.len()));
+        let result: Value = serde_json::from_str(&cni(&lab, "ADD", node, &pod)).unwrap();
+        let addresses = result["ips"].as_array().unwrap().iter();
+        let addresses = addresses.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned());
+        pods.push((pod.clone(), addresses.collect::<Vec<_>>()));
+    }
+    assert_eq!(pods[1].1.len(), 2);
+    for address in &pods[1].1 {
+        lab.reaches(&pods[0].0, address);
+    }
+    cni(&lab, "DEL", &nodes[0], &pods[0].0);
+    cni(&lab, "DEL", &nodes[0], &pods[0].0);
+}
+
+fn cni(lab: &Lab, command: &str, node: &str, pod: &str) -> String {
+    let config = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
+        "subnetFile": lab.subnet_file(node), "dataDir": lab.path("cni"),
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true},
+        "ipam": {"dataDir": lab.path(&format!("ipam-{node}"))},
+    });
+    let input = lab.path("cni.json");
+    std::fs::write(&input, config.to_string()).unwrap();
+    let output = Command::new("ip")
+        .args(["netns", "exec", node, env!("CARGO_BIN_EXE_flannel")])
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", pod)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_NETNS", format!("/run/netns/{pod}"))
+        .env("CNI_PATH", "/usr/lib/cni:/opt/cni/bin")
+        .stdin(std::fs::File::open(&input).unwrap())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command} {pod}: {text}");
+    text
 }

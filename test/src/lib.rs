@@ -3,6 +3,8 @@
 //!
 //! Nothing here sleeps for a fixed time: every wait is a bounded poll that reports what it last saw.
 
+pub mod overlay;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};

@@ -2,23 +2,31 @@
 //! the pod network is accepted in forwarding. Written as whole scripts that are applied in one transaction and can be
 //! applied again at any time; other programs' rules are never touched.
 
-use std::process::Stdio;
+mod iptables;
+mod nft;
+mod ruleset;
+mod run;
 
-use ipnet::Ipv4Net;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use std::time::Duration;
+
+use apimachinery::process::error_chain;
+use ipnet::IpNet;
+
+pub use self::ruleset::RulesetError;
+use self::ruleset::{Place, Ruleset};
+pub use self::run::FirewallError;
+use crate::family::Family;
+
+/// How often it is asked whether any program has changed any rule. The question is one small message; listening to the
+/// kernel's reports instead would make every change of a program with many rules slower.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often the rules are made sure of in any case.
+const RESYNC: Duration = Duration::from_secs(60);
+/// The same with legacy iptables, where nothing can be asked.
+const LEGACY_RESYNC: Duration = Duration::from_secs(5);
 
 /// kube-proxy's mark on packets that it masquerades itself.
 const KUBE_PROXY_MARK: &str = "0x4000/0x4000";
-const MULTICAST: &str = "224.0.0.0/4";
-
-#[derive(Debug, thiserror::Error)]
-pub enum FirewallError {
-    #[error("cannot run {program}; is it installed?")]
-    Spawn { program: &'static str, source: std::io::Error },
-    #[error("{program} refused the rules: {message}")]
-    Refused { program: &'static str, message: String },
-}
 
 /// Which tool's tables hold the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,153 +37,134 @@ pub enum Firewall {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    pub network: Ipv4Net,
-    /// This node's subnet.
-    pub subnet: Ipv4Net,
+    /// The pod network and this node's subnet, for each family.
+    pub subnets: Vec<(IpNet, IpNet)>,
     pub masquerade: bool,
     /// Choose source ports at random, which avoids collisions of parallel connections.
     pub random_fully: bool,
     pub forward: bool,
 }
 
+fn multicast(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "224.0.0.0/4",
+        Family::V6 => "ff00::/8",
+    }
+}
+
 impl Firewall {
     /// Makes the kernel have exactly these rules of ours.
     pub async fn apply(self, rules: &Rules) -> Result<(), FirewallError> {
         match self {
-            Self::Nftables => run("nft", &["-f", "-"], &nft_script(rules)).await,
-            Self::Iptables => {
-                run("iptables-restore", &["--noflush", "--wait", "5"], &iptables_script(rules)).await?;
-                for (wanted, [table, chain, comment, target]) in [
-                    (rules.masquerade, ["nat", "POSTROUTING", "flanneld masq", "FLANNEL-POSTRTG"]),
-                    (rules.forward, ["filter", "FORWARD", "flanneld forward", "FLANNEL-FWD"]),
-                ] {
-                    if wanted {
-                        ensure_jump(table, chain, comment, target).await?;
-                    }
-                }
-                Ok(())
-            }
+            Self::Nftables => nft::apply(rules).await,
+            Self::Iptables => iptables::apply(rules).await,
+        }
+    }
+
+    /// Removes what the other tool's tables still have from an earlier configuration. Where that tool is not installed
+    /// there is nothing to remove.
+    pub async fn clean_up_other(self) {
+        let result = match self {
+            Self::Nftables => iptables::clean_up().await,
+            Self::Iptables => nft::clean_up().await,
+        };
+        if let Err(error) = result {
+            tracing::debug!(error = error_chain(&error), "cannot look for rules of the other packet filter tool");
+        }
+    }
+
+    fn places(self, rules: &Rules) -> Vec<Place> {
+        let families = rules.subnets.iter().map(|(network, _)| Family::of_net(*network));
+        match self {
+            Self::Nftables => families.map(nft::place).collect(),
+            Self::Iptables => families.flat_map(|family| iptables::places(family, rules)).collect(),
         }
     }
 }
 
-async fn ensure_jump(table: &str, chain: &str, comment: &str, target: &str) -> Result<(), FirewallError> {
-    let rule = |action| ["-w", "5", "-t", table, action, chain, "-m", "comment", "--comment", comment, "-j", target];
-    match run("iptables", &rule("-C"), "").await {
-        Err(FirewallError::Refused { .. }) => run("iptables", &rule("-A"), "").await,
-        other => other,
+/// Other programs flush tables now and then; ours are put back. Never returns.
+pub async fn keep(firewall: Firewall, rules: Rules, every: Option<Duration>) {
+    let legacy = firewall == Firewall::Iptables && iptables::is_legacy().await;
+    let every = every.unwrap_or(if legacy { LEGACY_RESYNC } else { RESYNC });
+    if legacy {
+        loop {
+            tokio::time::sleep(every).await;
+            report(firewall.apply(&rules).await.map_err(KeepError::from));
+        }
+    }
+    let mut watched = Watched { firewall, places: firewall.places(&rules), rules, generation: None, handles: None };
+    let mut since = tokio::time::Instant::now();
+    loop {
+        let due = since.elapsed() >= every;
+        report(watched.look(due).await);
+        if due {
+            since = tokio::time::Instant::now();
+        }
+        tokio::time::sleep(LOOK.min(every)).await;
     }
 }
 
-async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(), FirewallError> {
-    let spawn = |source| FirewallError::Spawn { program, source };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(spawn)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).await.map_err(spawn)?;
+fn report(result: Result<(), KeepError>) {
+    if let Err(error) = result {
+        tracing::warn!(error = error_chain(&error), "cannot make sure of the packet filter rules");
     }
-    let output = child.wait_with_output().await.map_err(spawn)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(FirewallError::Refused { program, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
 
-/// The table is deleted and made again inside one transaction: no packet sees it missing.
-fn nft_script(rules: &Rules) -> String {
-    let Rules { network, subnet, .. } = rules;
-    let mut script = String::from("add table ip flannel-ipv4\ndelete table ip flannel-ipv4\ntable ip flannel-ipv4 {\n");
-    if rules.masquerade {
-        let masquerade = if rules.random_fully { "masquerade fully-random" } else { "masquerade" };
-        script += &format!(
-            "  chain postrtg {{
-    type nat hook postrouting priority srcnat;
-    meta mark & 0x4000 == 0x4000 return
-    ip saddr {subnet} ip daddr {network} return
-    ip saddr {network} ip daddr {subnet} return
-    ip saddr != {network} ip daddr {subnet} return
-    ip saddr {network} ip daddr != {MULTICAST} {masquerade}
-    ip saddr != {network} ip daddr {network} {masquerade}
-  }}
-"
-        );
-    }
-    if rules.forward {
-        script += &format!(
-            "  chain forward {{
-    type filter hook forward priority filter;
-    ip saddr {network} accept
-    ip daddr {network} accept
-  }}
-"
-        );
-    }
-    script += "}\n";
-    script
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error("cannot read the kernel's rules")]
+    Read(#[from] RulesetError),
+    #[error("cannot write the rules")]
+    Write(#[from] FirewallError),
 }
 
-fn iptables_script(rules: &Rules) -> String {
-    let Rules { network, subnet, .. } = rules;
-    let mut script = String::new();
-    if rules.masquerade {
-        let random = if rules.random_fully { " --random-fully" } else { "" };
-        let rule = |condition: String, target: &str| {
-            format!("-A FLANNEL-POSTRTG {condition} -m comment --comment \"flanneld masq\" -j {target}\n")
-        };
-        script += "*nat\n:FLANNEL-POSTRTG - [0:0]\n";
-        script += &rule(format!("-m mark --mark {KUBE_PROXY_MARK}"), "RETURN");
-        script += &rule(format!("-s {subnet} -d {network}"), "RETURN");
-        script += &rule(format!("-s {network} -d {subnet}"), "RETURN");
-        script += &rule(format!("! -s {network} -d {subnet}"), "RETURN");
-        script += &rule(format!("-s {network} ! -d {MULTICAST}"), &format!("MASQUERADE{random}"));
-        script += &rule(format!("! -s {network} -d {network}"), &format!("MASQUERADE{random}"));
-        script += "COMMIT\n";
+/// Rules that were applied, and the numbers that the kernel has given them. A rule that is changed or made again has
+/// another number.
+struct Watched {
+    firewall: Firewall,
+    rules: Rules,
+    places: Vec<Place>,
+    /// Grows with every change of any rule.
+    generation: Option<u32>,
+    handles: Option<Vec<u64>>,
+}
+
+impl Watched {
+    /// Compares when something has changed, or when it is due anyway.
+    async fn look(&mut self, due: bool) -> Result<(), KeepError> {
+        let mut ruleset = Ruleset::open()?;
+        let generation = ruleset.generation().await?;
+        if self.generation == Some(generation) && !due {
+            return Ok(());
+        }
+        let handles = ruleset.handles(&self.places).await?;
+        if self.handles.as_ref() != Some(&handles) {
+            // The first look comes right after the rules were applied for the first time.
+            if self.handles.is_some() {
+                tracing::info!("somebody changed the packet filter rules; putting them back");
+                self.handles = None;
+                self.firewall.apply(&self.rules).await?;
+            }
+            let handles = ruleset.handles(&self.places).await?;
+            tracing::info!(rules = handles.len(), "watching the packet filter rules");
+            self.handles = Some(handles);
+        }
+        self.generation = Some(generation);
+        Ok(())
     }
-    if rules.forward {
-        script += &format!(
-            "*filter\n:FLANNEL-FWD - [0:0]\n\
-             -A FLANNEL-FWD -s {network} -m comment --comment \"flanneld forward\" -j ACCEPT\n\
-             -A FLANNEL-FWD -d {network} -m comment --comment \"flanneld forward\" -j ACCEPT\nCOMMIT\n"
-        );
-    }
-    script
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use super::*;
 
-    fn rules() -> Rules {
+    pub fn rules() -> Rules {
+        let net = |text: &str| text.parse().unwrap();
         Rules {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet: "10.244.1.0/24".parse().unwrap(),
+            subnets: vec![(net("10.244.0.0/16"), net("10.244.1.0/24")), (net("fd00::/48"), net("fd00:0:0:1::/64"))],
             masquerade: true,
             random_fully: true,
             forward: true,
         }
-    }
-
-    #[test]
-    fn traffic_inside_the_network_keeps_its_address() {
-        let script = iptables_script(&rules());
-        let inside = script.find("-s 10.244.1.0/24 -d 10.244.0.0/16").unwrap();
-        let outside = script.find("MASQUERADE --random-fully").unwrap();
-        assert!(inside < outside);
-        assert_eq!(script.matches("COMMIT").count(), 2);
-        let nft = nft_script(&rules());
-        assert!(nft.find("return").unwrap() < nft.find("masquerade fully-random").unwrap());
-    }
-
-    #[test]
-    fn what_is_switched_off_is_left_out() {
-        let off = Rules { masquerade: false, forward: false, ..rules() };
-        assert_eq!(iptables_script(&off), "");
-        assert!(!nft_script(&off).contains("chain"));
     }
 }

@@ -1,13 +1,13 @@
-//! Leases in the Kubernetes API: a node's pod CIDR is its subnet, and what flannel publishes are annotations of the
+//! Leases in the Kubernetes API: a node's pod CIDRs are its subnets, and what flannel publishes are annotations of the
 //! node. The network configuration comes from a file that is the same on all nodes.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -19,8 +19,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Leases, SubnetError, SubnetManager};
-use crate::lease::{Lease, LeaseAttributes, LeaseSet, Mac};
+use super::{Leases, StoredPublic, SubnetError, SubnetManager, macs, publish};
+use crate::family::Family;
+use crate::lease::{Lease, LeaseAttributes, LeaseSet, Subnets};
+use crate::mac::Mac;
 use crate::network::NetworkConfig;
 
 #[derive(Clone, Debug, Default)]
@@ -98,33 +100,47 @@ impl SubnetManager for KubeSubnetManager {
         Ok(NetworkConfig::parse(&text)?)
     }
 
-    async fn stored_public_ip(&self) -> Result<Option<Ipv4Addr>, SubnetError> {
-        let node = self.node().await?;
-        let annotations = node.annotations();
-        let stored = annotations
-            .get(&self.annotations.public_ip_overwrite)
-            .or_else(|| annotations.get(&self.annotations.node_public_ip));
-        Ok(stored.and_then(|address| address.parse().ok()))
+    /// The file belongs to the daemon's deployment, which restarts it when the file changes.
+    async fn network_changed(&self, _present: &NetworkConfig) -> NetworkConfig {
+        std::future::pending().await
     }
 
-    async fn stored_mac(&self, _public_ip: Ipv4Addr) -> Result<Option<Mac>, SubnetError> {
+    async fn stored_public(&self) -> Result<StoredPublic, SubnetError> {
+        let node = self.node().await?;
+        let annotation = |name| node.annotations().get(name);
+        Ok(StoredPublic {
+            ipv4: annotation(&self.annotations.node_public_ip).and_then(|address| address.parse().ok()),
+            ipv6: annotation(&self.annotations.node_public_ipv6).and_then(|address| address.parse().ok()),
+        })
+    }
+
+    async fn stored_macs(&self, _owner: IpAddr) -> Result<BTreeMap<Family, Mac>, SubnetError> {
         let node = self.node().await?;
         let attributes = self.annotations.read(node.annotations());
-        Ok(attributes.and_then(|attributes| attributes.vxlan_data()).map(|data| data.vtep_mac))
+        Ok(attributes.map(|attributes| macs(&attributes)).unwrap_or_default())
     }
 
     async fn acquire(&self, network: &NetworkConfig, attributes: &LeaseAttributes) -> Result<Lease, SubnetError> {
         let node = self.node().await?;
-        let subnet = pod_cidr(&node).ok_or_else(|| SubnetError::NoPodCidr(self.node_name.clone()))?;
-        if !network.network.contains(&subnet) {
-            return Err(SubnetError::ForeignPodCidr { cidr: subnet, network: network.network });
+        let cidrs = pod_cidrs(&node);
+        let mut subnets = Subnets::default();
+        for pool in network.pools() {
+            let family = pool.family();
+            let none = || SubnetError::NoPodCidr { node: self.node_name.clone(), family };
+            let cidr = cidrs.get(family).ok_or_else(none)?;
+            if !pool.network.contains(&cidr) {
+                return Err(SubnetError::ForeignPodCidr { cidr, network: pool.network });
+            }
+            subnets = subnets.with(cidr);
         }
-        let wanted = self.annotations.write(attributes).map_err(SubnetError::Encode)?;
         let current = node.annotations();
+        let mut published = attributes.clone();
+        self.annotations.overwrite(current, &mut published);
+        let wanted = self.annotations.write(&published).map_err(SubnetError::Encode)?;
         if wanted.iter().any(|(key, value)| current.get(key) != Some(value)) {
             self.patch(json!({"metadata": {"annotations": wanted}})).await?;
         }
-        Ok(Lease { subnet, attributes: attributes.clone() })
+        Ok(Lease { subnets, attributes: published })
     }
 
     /// Nothing expires here; a node keeps its pod CIDR as long as it exists.
@@ -164,14 +180,8 @@ impl SubnetManager for KubeSubnetManager {
                     continue;
                 }
             }
-            let set: LeaseSet = known.values().map(|lease| (lease.subnet, lease.attributes.clone())).collect();
-            leases.send_if_modified(|current| {
-                let changed = current.as_ref() != Some(&set);
-                if changed {
-                    *current = Some(set);
-                }
-                changed
-            });
+            let set: LeaseSet = known.values().map(|lease| (lease.subnets, lease.attributes.clone())).collect();
+            publish(&leases, set);
         }
     }
 }
@@ -181,10 +191,14 @@ impl SubnetManager for KubeSubnetManager {
 struct Annotations {
     managed: String,
     backend_data: String,
+    backend_v6_data: String,
     backend_type: String,
     public_ip: String,
+    public_ipv6: String,
     node_public_ip: String,
+    node_public_ipv6: String,
     public_ip_overwrite: String,
+    public_ipv6_overwrite: String,
 }
 
 impl Annotations {
@@ -202,45 +216,84 @@ impl Annotations {
         Ok(Self {
             managed: full("kube-subnet-manager"),
             backend_data: full("backend-data"),
+            backend_v6_data: full("backend-v6-data"),
             backend_type: full("backend-type"),
             public_ip: full("public-ip"),
+            public_ipv6: full("public-ipv6"),
             node_public_ip: full("node-public-ip"),
+            node_public_ipv6: full("node-public-ipv6"),
             public_ip_overwrite: full("public-ip-overwrite"),
+            public_ipv6_overwrite: full("public-ipv6-overwrite"),
         })
     }
 
+    /// Addresses that an administrator wants the other nodes to use, whatever this node has found.
+    fn overwrite(&self, annotations: &BTreeMap<String, String>, attributes: &mut LeaseAttributes) {
+        let value = |name| annotations.get(name).filter(|value| !value.is_empty());
+        if let Some(address) = value(&self.public_ip_overwrite).and_then(|value| value.parse().ok()) {
+            attributes.public_ip = address;
+        }
+        if let Some(address) = value(&self.public_ipv6_overwrite).and_then(|value| value.parse().ok()) {
+            attributes.public_ipv6 = Some(address);
+        }
+    }
+
+    /// What upstream writes for one family: without the family nothing, without data `null`.
     fn write(&self, attributes: &LeaseAttributes) -> Result<BTreeMap<String, String>, serde_json::Error> {
-        let data = serde_json::to_string(&attributes.backend_data)?;
-        Ok([
+        let mut annotations = BTreeMap::from([
             (self.managed.clone(), "true".to_owned()),
             (self.backend_type.clone(), attributes.backend_type.clone()),
-            (self.backend_data.clone(), data),
-            (self.public_ip.clone(), attributes.public_ip.to_string()),
-        ]
-        .into())
+        ]);
+        if let Some(address) = attributes.public(Family::V4) {
+            annotations.insert(self.public_ip.clone(), address.to_string());
+            annotations.insert(self.backend_data.clone(), serde_json::to_string(&attributes.backend_data)?);
+        }
+        if let Some(address) = attributes.public(Family::V6) {
+            annotations.insert(self.public_ipv6.clone(), address.to_string());
+            annotations.insert(self.backend_v6_data.clone(), serde_json::to_string(&attributes.backend_v6_data)?);
+        }
+        Ok(annotations)
     }
 
     fn read(&self, annotations: &BTreeMap<String, String>) -> Option<LeaseAttributes> {
         if annotations.get(&self.managed).is_none_or(|managed| managed != "true") {
             return None;
         }
-        let data = annotations.get(&self.backend_data).and_then(|data| serde_json::from_str::<Value>(data).ok());
+        let data = |name| {
+            let value = annotations.get(name).and_then(|data| serde_json::from_str::<Value>(data).ok());
+            value.filter(|data| !data.is_null())
+        };
+        let public_ip = annotations.get(&self.public_ip).and_then(|address| address.parse().ok());
+        let public_ipv6 = annotations.get(&self.public_ipv6).and_then(|address| address.parse().ok());
+        if public_ip.is_none() && public_ipv6.is_none() {
+            return None;
+        }
         Some(LeaseAttributes {
-            public_ip: annotations.get(&self.public_ip)?.parse().ok()?,
-            public_ipv6: None,
+            public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6,
             backend_type: annotations.get(&self.backend_type)?.clone(),
-            backend_data: data.filter(|data| !data.is_null()),
+            backend_data: data(&self.backend_data),
+            backend_v6_data: data(&self.backend_v6_data),
         })
     }
 
     fn lease(&self, node: &SlimNode) -> Option<Lease> {
-        Some(Lease { subnet: pod_cidr(node)?, attributes: self.read(node.annotations())? })
+        let subnets = pod_cidrs(node);
+        subnets.iter().next()?;
+        Some(Lease { subnets, attributes: self.read(node.annotations())? })
     }
 }
 
-fn pod_cidr(node: &SlimNode) -> Option<Ipv4Net> {
+/// The first pod CIDR of each family.
+fn pod_cidrs(node: &SlimNode) -> Subnets {
     let all = node.spec.pod_cidrs.iter().flatten().chain(&node.spec.pod_cidr);
-    all.filter_map(|cidr| cidr.parse::<Ipv4Net>().ok()).next()
+    let mut subnets = Subnets::default();
+    for cidr in all.filter_map(|cidr| cidr.parse::<IpNet>().ok()) {
+        if subnets.get(Family::of_net(cidr)).is_none() {
+            subnets = subnets.with(cidr);
+        }
+    }
+    subnets
 }
 
 async fn node_name(client: &Client) -> Result<String, SubnetError> {
@@ -278,15 +331,53 @@ mod tests {
     #[test]
     fn a_lease_survives_the_annotations() {
         let annotations = Annotations::new("flannel.alpha.coreos.com").unwrap();
-        let attributes = LeaseAttributes {
+        let data = Some(json!({"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}));
+        let ipv4 = LeaseAttributes {
             public_ip: "10.0.0.1".parse().unwrap(),
             public_ipv6: None,
             backend_type: "vxlan".to_owned(),
-            backend_data: Some(json!({"VNI": 1, "VtepMAC": "02:00:00:00:00:01"})),
+            backend_data: data.clone(),
+            backend_v6_data: None,
         };
-        let written = annotations.write(&attributes).unwrap();
+        let written = annotations.write(&ipv4).unwrap();
         assert_eq!(written["flannel.alpha.coreos.com/backend-data"], r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}"#);
-        assert_eq!(annotations.read(&written), Some(attributes));
+        assert_eq!((annotations.read(&written), written.len()), (Some(ipv4.clone()), 4));
+        let both = LeaseAttributes { public_ipv6: "fd01::1".parse().ok(), backend_v6_data: data, ..ipv4.clone() };
+        assert_eq!(annotations.read(&annotations.write(&both).unwrap()), Some(both));
         assert_eq!(annotations.read(&BTreeMap::new()), None);
+        let host_gw = LeaseAttributes { backend_type: "host-gw".to_owned(), backend_data: None, ..ipv4 };
+        assert_eq!(annotations.write(&host_gw).unwrap()["flannel.alpha.coreos.com/backend-data"], "null");
+    }
+
+    #[test]
+    fn an_administrators_address_is_published() {
+        let annotations = Annotations::new("flannel.alpha.coreos.com").unwrap();
+        let mut attributes = annotations
+            .read(
+                &[
+                    ("flannel.alpha.coreos.com/kube-subnet-manager".to_owned(), "true".to_owned()),
+                    ("flannel.alpha.coreos.com/backend-type".to_owned(), "vxlan".to_owned()),
+                    ("flannel.alpha.coreos.com/public-ip".to_owned(), "10.0.0.1".to_owned()),
+                ]
+                .into(),
+            )
+            .unwrap();
+        let overwrite = [("flannel.alpha.coreos.com/public-ip-overwrite".to_owned(), "192.0.2.1".to_owned())].into();
+        annotations.overwrite(&overwrite, &mut attributes);
+        assert_eq!(attributes.public_ip.to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn the_first_cidr_of_each_family_counts() {
+        let cidrs = |list: &[&str], one: Option<&str>| {
+            let list = (!list.is_empty()).then(|| list.iter().map(|cidr| (*cidr).to_owned()).collect());
+            let spec = PodCidrs { pod_cidr: one.map(str::to_owned), pod_cidrs: list };
+            let types = ApiResource::erase::<Node>(&());
+            pod_cidrs(&Object { spec, ..Object::new("n", &types, PodCidrs::default()) }).to_string()
+        };
+        assert_eq!(cidrs(&["10.244.1.0/24", "fd00:1::/64"], Some("10.244.1.0/24")), "10.244.1.0/24 and fd00:1::/64");
+        assert_eq!(cidrs(&["fd00:1::/64"], None), "fd00:1::/64");
+        assert_eq!(cidrs(&[], Some("10.244.1.0/24")), "10.244.1.0/24");
+        assert_eq!(cidrs(&["junk"], None), "no subnet");
     }
 }

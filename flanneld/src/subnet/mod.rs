@@ -4,16 +4,21 @@ mod etcd;
 mod kube;
 mod subnet_file;
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 pub use self::etcd::{EtcdOptions, EtcdSubnetManager};
 pub use self::kube::{KubeOptions, KubeSubnetManager};
-pub use self::subnet_file::{SubnetFile, SubnetFileError};
-use crate::lease::{Lease, LeaseAttributes, LeaseSet, Mac};
+#[cfg(test)]
+pub(crate) use self::subnet_file::testing;
+pub use self::subnet_file::{Assignment, SubnetFile, SubnetFileError};
+use crate::family::Family;
+use crate::lease::{Lease, LeaseAttributes, LeaseSet, Subnets, VxlanData};
+use crate::mac::Mac;
 use crate::network::{NetworkConfig, NetworkError};
 
 #[derive(Debug, thiserror::Error)]
@@ -29,11 +34,11 @@ pub enum SubnetError {
     #[error("the network configuration cannot be used")]
     NetworkConfig(#[from] NetworkError),
     #[error("no subnet of {0} is free")]
-    OutOfSubnets(Ipv4Net),
+    OutOfSubnets(IpNet),
     #[error("other nodes took the chosen subnet {0} times in a row")]
     Contended(usize),
-    #[error("subnet {subnet} now belongs to the node at {owner}")]
-    Lost { subnet: Ipv4Net, owner: Ipv4Addr },
+    #[error("subnet {subnets} now belongs to the node at {owner}")]
+    Lost { subnets: Subnets, owner: IpAddr },
     #[error("cannot read {path}")]
     ReadFile { path: String, source: std::io::Error },
     #[error("cannot encode the lease")]
@@ -44,26 +49,27 @@ pub enum SubnetError {
     NoNodeName,
     #[error("pod {namespace}/{name} is not bound to a node")]
     PodWithoutNode { namespace: String, name: String },
-    #[error("node {0} has no pod CIDR yet")]
-    NoPodCidr(String),
+    #[error("node {node} has no {family} pod CIDR yet")]
+    NoPodCidr { node: String, family: Family },
     #[error("pod CIDR {cidr} of the node is not in Network {network}")]
-    ForeignPodCidr { cidr: Ipv4Net, network: Ipv4Net },
+    ForeignPodCidr { cidr: IpNet, network: IpNet },
     #[error("annotation prefix {0:?} is not of the form fqdn/[a-z0-9-_]*")]
     AnnotationPrefix(String),
 }
 
 impl SubnetError {
-    /// Whether trying again later can help without anybody changing the configuration of this daemon.
+    /// Whether trying again later can help without anybody changing the flags of this daemon.
     pub fn is_temporary(&self) -> bool {
         matches!(
             self,
             Self::Etcd { .. }
                 | Self::EtcdTimeout { .. }
                 | Self::NoNetworkConfig { .. }
+                | Self::NetworkConfig(_)
                 | Self::OutOfSubnets(_)
                 | Self::Contended(_)
                 | Self::Kubernetes { .. }
-                | Self::NoPodCidr(_)
+                | Self::NoPodCidr { .. }
         )
     }
 }
@@ -71,21 +77,33 @@ impl SubnetError {
 /// What is known about all leases; `None` until the first complete listing.
 pub type Leases = watch::Receiver<Option<LeaseSet>>;
 
+/// Public addresses that somebody else has decided for this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredPublic {
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
+}
+
 /// Owns this node's lease and follows those of the others.
 ///
-/// Call order: `network`, then `stored_*`, then `acquire` once, then `watch` and `keep` side by side until the
-/// process ends. All of them may be dropped at any await point; none of them changes the kernel.
+/// Call order: `network`, then `stored_*`, then `acquire` once, then `watch`, `keep` and `network_changed` side by side
+/// until the process ends or the network has changed. All of them may be dropped at any await point; none of them
+/// changes the kernel.
 #[async_trait]
 pub trait SubnetManager: Send + Sync {
     async fn network(&self) -> Result<NetworkConfig, SubnetError>;
 
-    /// The public address that somebody else has decided for this node, over the one found or given by flag.
-    async fn stored_public_ip(&self) -> Result<Option<Ipv4Addr>, SubnetError>;
+    /// Returns when there is another configuration that can be used. One that cannot is reported, and the present one
+    /// goes on.
+    async fn network_changed(&self, present: &NetworkConfig) -> NetworkConfig;
 
-    /// The hardware address that this node published before, so that its peers need not learn a new one.
-    async fn stored_mac(&self, public_ip: Ipv4Addr) -> Result<Option<Mac>, SubnetError>;
+    /// The public addresses over the ones found or given by flag.
+    async fn stored_public(&self) -> Result<StoredPublic, SubnetError>;
 
-    /// Takes (again) a subnet for this node. Nodes that do so at the same instant get different subnets.
+    /// The hardware addresses that the node with this public address published before.
+    async fn stored_macs(&self, owner: IpAddr) -> Result<BTreeMap<Family, Mac>, SubnetError>;
+
+    /// Takes (again) subnets for this node. Nodes that do so at the same instant get different ones.
     async fn acquire(&self, network: &NetworkConfig, attributes: &LeaseAttributes) -> Result<Lease, SubnetError>;
 
     /// Keeps the own lease from expiring. Returns only when it is lost for good, with the reason.
@@ -93,4 +111,21 @@ pub trait SubnetManager: Send + Sync {
 
     /// Publishes the complete set of leases whenever it changes. Reconnects by itself and never returns.
     async fn watch(&self, leases: watch::Sender<Option<LeaseSet>>);
+}
+
+/// The hardware addresses in a lease of the vxlan backend.
+fn macs(attributes: &LeaseAttributes) -> BTreeMap<Family, Mac> {
+    let mac = |family| Some((family, attributes.data::<VxlanData>(family)?.vtep_mac));
+    Family::BOTH.into_iter().filter_map(mac).collect()
+}
+
+/// Replaces the published set if it differs.
+fn publish(leases: &watch::Sender<Option<LeaseSet>>, set: LeaseSet) {
+    leases.send_if_modified(|current| {
+        let changed = current.as_ref() != Some(&set);
+        if changed {
+            *current = Some(set);
+        }
+        changed
+    });
 }

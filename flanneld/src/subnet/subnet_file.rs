@@ -4,17 +4,27 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::family::Family;
+use crate::lease::Subnets;
 
 /// The contents of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetFile {
-    pub network: Ipv4Net,
-    /// This node's subnet; in the file the address is that of the bridge, the first of the subnet.
-    pub subnet: Ipv4Net,
+    pub ipv4: Option<Assignment<Ipv4Net>>,
+    pub ipv6: Option<Assignment<Ipv6Net>>,
     pub mtu: u32,
     /// Whether flanneld masquerades, so that the plugin need not.
     pub ip_masq: bool,
+}
+
+/// The pod network of one family and this node's part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment<Net> {
+    pub network: Net,
+    /// In the file the address is that of the bridge, the first of the subnet.
+    pub subnet: Net,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -34,29 +44,60 @@ impl SubnetFile {
         Self::parse(&text).map_err(|variable| SubnetFileError::Variable { path: path.to_owned(), variable })
     }
 
-    /// Reads the variables; fails with the name of the first that is missing or wrong.
+    /// Reads the variables; fails with the name of the first that is missing or wrong. At least one family must be
+    /// there.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let value = |name: &str| {
             text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('=')).map(|v| v.trim_matches('"'))
         };
-        let net = |name: &'static str| value(name).and_then(|v| v.parse::<Ipv4Net>().ok()).ok_or(name);
+        let ipv4 = match value("FLANNEL_NETWORK") {
+            Some(network) => {
+                let net = |text: Option<&str>| text.and_then(|text| text.parse::<Ipv4Net>().ok()).map(|n| n.trunc());
+                let subnet = net(value("FLANNEL_SUBNET")).ok_or("FLANNEL_SUBNET")?;
+                Some(Assignment { network: net(Some(network)).ok_or("FLANNEL_NETWORK")?, subnet })
+            }
+            None => None,
+        };
+        let ipv6 = match value("FLANNEL_IPV6_NETWORK") {
+            Some(network) => {
+                let net = |text: Option<&str>| text.and_then(|text| text.parse::<Ipv6Net>().ok()).map(|n| n.trunc());
+                let subnet = net(value("FLANNEL_IPV6_SUBNET")).ok_or("FLANNEL_IPV6_SUBNET")?;
+                Some(Assignment { network: net(Some(network)).ok_or("FLANNEL_IPV6_NETWORK")?, subnet })
+            }
+            None => None,
+        };
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err("FLANNEL_NETWORK");
+        }
         Ok(Self {
-            network: net("FLANNEL_NETWORK")?.trunc(),
-            subnet: net("FLANNEL_SUBNET")?.trunc(),
+            ipv4,
+            ipv6,
             mtu: value("FLANNEL_MTU").and_then(|v| v.parse().ok()).ok_or("FLANNEL_MTU")?,
             ip_masq: value("FLANNEL_IPMASQ").and_then(|v| v.parse().ok()).ok_or("FLANNEL_IPMASQ")?,
         })
     }
 
     pub fn text(&self) -> String {
-        let bridge = std::net::Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1));
-        format!(
-            "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={bridge}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
-            self.network,
-            self.subnet.prefix_len(),
-            self.mtu,
-            self.ip_masq
-        )
+        let mut text = String::new();
+        let ipv4 = self.ipv4.map(|one| ("", IpNet::V4(one.network), IpNet::V4(one.subnet)));
+        let ipv6 = self.ipv6.map(|one| ("IPV6_", IpNet::V6(one.network), IpNet::V6(one.subnet)));
+        for (infix, network, subnet) in ipv4.into_iter().chain(ipv6) {
+            let first = Family::number(subnet.network()).saturating_add(1);
+            let bridge = Family::of_net(subnet).address(first).unwrap_or(subnet.network());
+            text +=
+                &format!("FLANNEL_{infix}NETWORK={network}\nFLANNEL_{infix}SUBNET={bridge}/{}\n", subnet.prefix_len());
+        }
+        text + &format!("FLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n", self.mtu, self.ip_masq)
+    }
+
+    pub fn subnets(&self) -> Subnets {
+        Subnets { ipv4: self.ipv4.map(|one| one.subnet), ipv6: self.ipv6.map(|one| one.subnet) }
+    }
+
+    /// The pod networks.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let ipv4 = self.ipv4.map(|one| IpNet::V4(one.network));
+        ipv4.into_iter().chain(self.ipv6.map(|one| IpNet::V6(one.network)))
     }
 
     /// Writes beside the file and renames, so that a reader never sees half of it.
@@ -77,36 +118,58 @@ impl SubnetFile {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use super::*;
 
-    fn file() -> SubnetFile {
+    pub fn file() -> SubnetFile {
         SubnetFile {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet: "10.244.7.0/24".parse().unwrap(),
+            ipv4: Some(Assignment {
+                network: "10.244.0.0/16".parse().unwrap(),
+                subnet: "10.244.7.0/24".parse().unwrap(),
+            }),
+            ipv6: None,
             mtu: 1450,
             ip_masq: true,
         }
     }
 
+    pub fn dual_stack() -> SubnetFile {
+        let (network, subnet) = ("fd00::/48".parse().unwrap(), "fd00:0:0:7::/64".parse().unwrap());
+        SubnetFile { ipv6: Some(Assignment { network, subnet }), ..file() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{dual_stack, file};
+    use super::*;
+
     #[test]
     fn the_text_is_what_upstream_writes_and_reads_back() {
-        let text =
-            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-        assert_eq!(file().text(), text);
-        assert_eq!(SubnetFile::parse(text), Ok(file()));
+        let ipv4 = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\n";
+        let ipv6 = "FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\n";
+        let rest = "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        let alone = SubnetFile { ipv4: None, ..dual_stack() };
+        for (file, text) in [
+            (file(), format!("{ipv4}{rest}")),
+            (dual_stack(), format!("{ipv4}{ipv6}{rest}")),
+            (alone, format!("{ipv6}{rest}")),
+        ] {
+            assert_eq!(file.text(), text);
+            assert_eq!(SubnetFile::parse(&text), Ok(file));
+        }
         assert_eq!(SubnetFile::parse("FLANNEL_NETWORK=10.244.0.0/16\n"), Err("FLANNEL_SUBNET"));
+        assert_eq!(SubnetFile::parse(rest), Err("FLANNEL_NETWORK"));
     }
 
     #[test]
     fn writing_replaces_the_file() {
-        let directory = std::env::temp_dir().join(format!("ketch-subnet-file-{}", std::process::id()));
-        let path = directory.join("flannel/subnet.env");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flannel/subnet.env");
         file().write(&path).unwrap();
         let other = SubnetFile { mtu: 1500, ..file() };
         other.write(&path).unwrap();
         assert_eq!(SubnetFile::read(&path).unwrap(), other);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        std::fs::remove_dir_all(directory).unwrap();
     }
 }

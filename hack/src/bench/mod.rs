@@ -6,6 +6,7 @@
 mod collect;
 mod latency;
 mod node;
+mod overlay;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub enum BenchCommand {
     Compare(CompareArgs),
     /// Run this project's kubelet and then upstream's on the same node and print them side by side as Markdown.
     Node(node::NodeArgs),
+    /// Measure what each flannel backend carries between pods, with this project's flanneld and upstream's in turns.
+    Overlay(overlay::OverlayArgs),
 }
 
 #[derive(Args)]
@@ -75,6 +78,7 @@ pub fn run(command: BenchCommand) -> Result<()> {
         }
         BenchCommand::Compare(args) => compare(&args),
         BenchCommand::Node(args) => publish(&node::run(&args)?, args.output.as_deref()),
+        BenchCommand::Overlay(args) => overlay::run(&args),
     }
 }
 
