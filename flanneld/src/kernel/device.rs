@@ -97,8 +97,11 @@ impl Kernel {
         }
         for net in missing {
             let mut request = self.handle.address().add(index, net.addr(), net.prefix_len());
-            // Nobody else can have the address, and packets must not wait until that is found out.
-            set_flags(request.message_mut(), AddressFlags::Permanent | AddressFlags::Nodad);
+            if net.addr().is_ipv6() {
+                // Nobody else can have the address, and packets must not wait until that is found out.
+                let flags = AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Nodad);
+                request.message_mut().attributes.push(flags);
+            }
             request.execute().await?;
         }
         refuse_router_advertisements(&device.name);
@@ -118,10 +121,6 @@ impl Kernel {
             .map_err(list("addresses"))?;
         Ok(messages.iter().filter_map(address).collect())
     }
-}
-
-fn set_flags(message: &mut AddressMessage, flags: AddressFlags) {
-    message.attributes.push(AddressAttribute::Flags(flags));
 }
 
 /// The kernel gives IPv6 link-local addresses by itself.

@@ -3,25 +3,38 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use futures::StreamExt;
 use ipnet::IpNet;
-use netlink_packet_generic::GenlMessage;
+use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
     WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, ParseableParametrized,
+};
+use rtnetlink::sys::protocols::NETLINK_GENERIC;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 use super::Kernel;
 use crate::backend::{Peer, Tables};
 use crate::keys::{Key, PrivateKey};
+
+const FAMILY: &str = "wireguard";
+/// The family that knows the numbers of the others.
+const GENL_ID_CTRL: u16 = 16;
+/// Length of a netlink message's header.
+const HEADER: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WireguardError {
     #[error("cannot open a generic netlink socket")]
     Open(#[source] std::io::Error),
     #[error("this kernel has no wireguard driver")]
-    NoDriver(#[source] genetlink::GenetlinkError),
+    NoDriver,
+    #[error("cannot ask the kernel about device {name}")]
+    Ask { name: String, source: std::io::Error },
     #[error("the kernel's answer about device {name} cannot be read")]
     Decode { name: String, source: rtnetlink::packet_core::DecodeError },
     #[error("the kernel refuses the settings of device {name}")]
@@ -76,25 +89,64 @@ async fn set(name: &str, settings: Vec<WireguardAttribute>) -> Result<(), Wiregu
 
 /// Changes are rare, so each request has a socket of its own.
 async fn request(name: &str, message: WireguardMessage, flags: u16) -> Result<Vec<WireguardMessage>, WireguardError> {
-    let (connection, mut handle, _) = genetlink::new_connection().map_err(WireguardError::Open)?;
-    let serving = tokio::spawn(connection);
-    let mut message = NetlinkMessage::from(GenlMessage::from_payload(message));
+    let mut socket = TokioSocket::new(NETLINK_GENERIC).map_err(WireguardError::Open)?;
+    socket.socket_mut().bind_auto().map_err(WireguardError::Open)?;
+    socket.socket_ref().connect(&SocketAddr::new(0, 0)).map_err(WireguardError::Open)?;
+    let question =
+        GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())] };
+    let families = exchange(&socket, name, question, GENL_ID_CTRL, NLM_F_REQUEST | NLM_F_ACK).await;
+    let families = families.map_err(|error| match error {
+        WireguardError::Refused { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => {
+            WireguardError::NoDriver
+        }
+        other => other,
+    })?;
+    let id = families.into_iter().flat_map(|family| family.nlas).find_map(|nla| match nla {
+        GenlCtrlAttrs::FamilyId(id) => Some(id),
+        _ => None,
+    });
+    exchange(&socket, name, message, id.ok_or(WireguardError::NoDriver)?, flags).await
+}
+
+/// Sends a message to a family of generic netlink and reads the answers up to the end or the acknowledgement.
+async fn exchange<F>(
+    socket: &TokioSocket,
+    name: &str,
+    message: F,
+    family: u16,
+    flags: u16,
+) -> Result<Vec<F>, WireguardError>
+where
+    F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Clone + std::fmt::Debug + PartialEq + Eq,
+{
+    let ask = |source| WireguardError::Ask { name: name.to_owned(), source };
+    let mut inner = GenlMessage::from_payload(message);
+    inner.set_resolved_family_id(family);
+    let mut message = NetlinkMessage::from(inner);
     message.header.flags = flags;
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    socket.send(&buffer).await.map_err(ask)?;
     let mut answers = Vec::new();
-    let mut stream = handle.request(message).await.map_err(WireguardError::NoDriver)?;
-    while let Some(answer) = stream.next().await {
-        let answer = answer.map_err(|source| WireguardError::Decode { name: name.to_owned(), source })?;
-        match answer.payload {
-            NetlinkPayload::InnerMessage(inner) => answers.push(inner.payload),
-            NetlinkPayload::Error(error) if error.code.is_some() => {
-                return Err(WireguardError::Refused { name: name.to_owned(), source: error.to_io() });
+    loop {
+        let (bytes, _) = socket.recv_from_full().await.map_err(ask)?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let decode = |source| WireguardError::Decode { name: name.to_owned(), source };
+            let answer = NetlinkMessage::<GenlMessage<F>>::deserialize(rest).map_err(decode)?;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(inner) => answers.push(inner.payload),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(WireguardError::Refused { name: name.to_owned(), source: error.to_io() });
+                }
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
+                _ => {}
             }
-            _ => {}
+            let length = (answer.header.length as usize).max(HEADER).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
         }
     }
-    drop(stream);
-    serving.abort();
-    Ok(answers)
 }
 
 fn write_peer(key: Key, peer: &Peer) -> WireguardPeer {
