@@ -93,8 +93,8 @@ impl Node {
     async fn take_over(&mut self, mut previous: Self) -> Result<(), DaemonError> {
         let new = self.plan(&LeaseSet::new());
         let old = std::mem::take(&mut previous.plane);
-        let bare = DataPlane { devices: old.devices.clone(), ..DataPlane::default() };
-        if previous.network.pools().ne(self.network.pools()) {
+        let bare = DataPlane { devices: old.devices.clone(), routed: old.routed, ..DataPlane::default() };
+        if previous.network.pools().ne(self.network.pools()) || !new.routed {
             previous.reconciler.reconcile(&bare, previous.interface.index).await?;
         }
         previous.reconciler.retire(&old, &new).await?;

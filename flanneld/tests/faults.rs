@@ -175,9 +175,9 @@ fn the_interface_can_be_chosen_in_every_way() {
     lab.configure(PREFIX, &network(&json!({"Type": "vxlan"})));
     let node = lab.node(2);
     for (arguments, expected) in [
-        (["--iface=nosuch", "--iface-regex=^10\\.77\\."], "interface=eth0"),
-        (["--iface=nosuch", "--iface-regex=^eth"], "interface=eth0"),
-        (["--iface=nosuch", "--iface-can-reach=10.77.0.1"], "interface=eth0"),
+        (["--iface=nosuch", "--iface-regex=^10\\.77\\."], r#"interface="eth0""#),
+        (["--iface=nosuch", "--iface-regex=^eth"], r#"interface="eth0""#),
+        (["--iface=nosuch", "--iface-can-reach=10.77.0.1"], r#"interface="eth0""#),
         (["--iface=10.77.0.2", "--public-ip=192.0.2.7"], "192.0.2.7"),
         (["--iface=nosuch", "--iface-regex=^none"], "no interface matches --iface nosuch, --iface-regex ^none"),
     ] {

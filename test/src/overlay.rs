@@ -93,6 +93,12 @@ impl Lab {
         self.etcdctl(&["get", "--print-value-only", key]).unwrap_or_else(|error| panic!("get {key}: {error}"))
     }
 
+    /// The keys of all leases under the default prefix.
+    pub fn leases(&self) -> String {
+        let listing = self.etcdctl(&["get", "--prefix", "--keys-only", &format!("{PREFIX}/subnets/")]);
+        listing.unwrap_or_else(|error| panic!("list the leases: {error}"))
+    }
+
     pub fn delete(&self, key: &str) {
         self.etcdctl(&["del", key]).unwrap_or_else(|error| panic!("del {key}: {error}"));
     }

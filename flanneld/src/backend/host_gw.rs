@@ -33,7 +33,7 @@ impl Backend for HostGw {
     }
 
     fn plan(&self, _own: &Lease, peers: &LeaseSet) -> DataPlane {
-        let mut plane = DataPlane::default();
+        let mut plane = DataPlane { routed: true, ..DataPlane::default() };
         for (subnets, attributes) in peers.iter().filter(|(_, attributes)| attributes.backend_type == "host-gw") {
             for subnet in subnets.iter() {
                 let family = Family::of_net(subnet);

@@ -51,8 +51,11 @@ impl Backend for Ipip {
             addresses: own.subnets.ipv4.map(|subnet| host(subnet.network().into())).into_iter().collect(),
             kind: DeviceKind::Ipip { local: self.source },
         };
-        let mut plane =
-            DataPlane { devices: vec![DevicePlane { device, tables: Tables::default() }], ..DataPlane::default() };
+        let mut plane = DataPlane {
+            routed: true,
+            devices: vec![DevicePlane { device, tables: Tables::default() }],
+            ..DataPlane::default()
+        };
         for (subnets, attributes) in peers.iter().filter(|(_, attributes)| attributes.backend_type == "ipip") {
             let (Some(subnet), Some(node)) = (subnets.get(Family::V4), attributes.public(Family::V4)) else { continue };
             let direct = self.direct_routing && self.local.contains(&node);

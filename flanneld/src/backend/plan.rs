@@ -15,6 +15,8 @@ use crate::mac::Mac;
 /// What this node should have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataPlane {
+    /// Whether the backend routes. Otherwise somebody else does, and no route on the external interface is touched.
+    pub routed: bool,
     pub devices: Vec<DevicePlane>,
     /// The way to each other node's subnet.
     pub routes: BTreeMap<IpNet, Route>,
@@ -154,7 +156,8 @@ pub fn changes(wanted: &DataPlane, observed: &Observed) -> Vec<Change> {
     }
     let mut steps = Vec::new();
     for &(subnet, route) in &observed.routes {
-        if wanted.routes.get(&subnet) != Some(&route) && !replaced(wanted, observed, subnet, route) {
+        let ours = wanted.routed || route.via != Via::Underlay;
+        if ours && wanted.routes.get(&subnet) != Some(&route) && !replaced(wanted, observed, subnet, route) {
             steps.push(Change::DeleteRoute(subnet, route));
         }
     }
@@ -255,6 +258,7 @@ mod tests {
             ..Tables::default()
         };
         DataPlane {
+            routed: true,
             devices: vec![DevicePlane { device, tables }],
             routes: [(net("10.244.2.0/24"), Route { gateway: Some(overlay), via: Via::Device(0) })].into(),
             commands: Commands::default(),
@@ -314,6 +318,19 @@ mod tests {
         assert_eq!(changes(&wanted(), &observed), [Change::DeleteRoute(subnet, wrong)]);
         observed.routes.remove(&(subnet, right));
         assert_eq!(changes(&wanted(), &observed), [Change::SetRoute(subnet, right)]);
+    }
+
+    #[test]
+    fn where_somebody_else_routes_nothing_is_removed() {
+        let foreign = Route { gateway: Some(ip("10.99.0.9")), via: Via::Underlay };
+        let blackhole = Route { gateway: None, via: Via::Blackhole };
+        let observed = Observed {
+            devices: vec![],
+            routes: [(net("10.244.2.0/24"), foreign), (net("10.244.1.0/24"), blackhole)].into(),
+        };
+        assert_eq!(changes(&DataPlane::default(), &observed), [Change::DeleteRoute(net("10.244.1.0/24"), blackhole)]);
+        let steps = changes(&DataPlane { routed: true, ..DataPlane::default() }, &observed);
+        assert_eq!(steps.len(), 2);
     }
 
     #[test]

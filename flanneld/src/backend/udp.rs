@@ -64,6 +64,7 @@ impl Backend for Udp {
             kind: DeviceKind::Tun { local: self.local, address },
         };
         DataPlane {
+            routed: true,
             devices: vec![DevicePlane { device, tables }],
             routes: [(self.network, Route { gateway: None, via: Via::Device(0) })].into(),
             ..DataPlane::default()

@@ -110,7 +110,7 @@ impl Backend for Vxlan {
     }
 
     fn plan(&self, own: &Lease, peers: &LeaseSet) -> DataPlane {
-        let mut plane = DataPlane::default();
+        let mut plane = DataPlane { routed: true, ..DataPlane::default() };
         for (number, tunnel) in self.tunnels.iter().enumerate() {
             let mut tables = Tables::default();
             for (subnets, attributes) in peers.iter().filter(|(_, attributes)| attributes.backend_type == "vxlan") {

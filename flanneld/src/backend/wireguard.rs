@@ -124,7 +124,7 @@ impl Backend for Wireguard {
     }
 
     fn plan(&self, own: &Lease, peers: &LeaseSet) -> DataPlane {
-        let mut plane = DataPlane::default();
+        let mut plane = DataPlane { routed: true, ..DataPlane::default() };
         for (number, tunnel) in self.tunnels.iter().enumerate() {
             let peers = peers.iter().filter(|(_, attributes)| attributes.backend_type == "wireguard");
             let peers = peers.filter_map(|(subnets, attributes)| {

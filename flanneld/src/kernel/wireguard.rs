@@ -92,8 +92,7 @@ async fn request(name: &str, message: WireguardMessage, flags: u16) -> Result<Ve
     let mut socket = TokioSocket::new(NETLINK_GENERIC).map_err(WireguardError::Open)?;
     socket.socket_mut().bind_auto().map_err(WireguardError::Open)?;
     socket.socket_ref().connect(&SocketAddr::new(0, 0)).map_err(WireguardError::Open)?;
-    let question =
-        GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())] };
+    let question = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())] };
     let families = exchange(&socket, name, question, GENL_ID_CTRL, NLM_F_REQUEST | NLM_F_ACK).await;
     let families = families.map_err(|error| match error {
         WireguardError::Refused { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => {
