@@ -1,8 +1,8 @@
-//! What others can ask: is the proxy alive (`/livez`), should load balancers use this node (`/healthz`), how many
-//! endpoints of a service are here (a node port of its own for each service that keeps traffic local), and metrics.
+//! What others can ask: is the proxy alive (`/livez`), should load balancers use this node (`/healthz`), and how many
+//! endpoints of a service are here (a node port of its own for each service that keeps traffic local).
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +10,11 @@ use apimachinery::process::error_chain;
 use http::StatusCode;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 use crate::http_server::{Answer, Handler, Server, answer, not_found, serve};
-use crate::model::ServiceName;
-use crate::plan::HealthChecks;
+use crate::metrics::Metrics;
+use crate::model::{Family, ServiceName};
 
 /// When changes waited so long for the kernel, something is wrong.
 const STALE_AFTER: Duration = Duration::from_secs(60);
@@ -29,23 +25,43 @@ pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    updated: Option<Timestamp>,
-    /// Since when changes wait.
-    pending: Option<Timestamp>,
+    families: BTreeMap<Family, FamilyState>,
     eligible: bool,
 }
 
+#[derive(Default)]
+struct FamilyState {
+    updated: Option<Timestamp>,
+    /// Since when changes wait.
+    pending: Option<Timestamp>,
+}
+
+impl FamilyState {
+    fn healthy(&self, now: Timestamp) -> bool {
+        self.updated.is_some()
+            && self.pending.is_none_or(|since| now.duration_since(since).unsigned_abs() < STALE_AFTER)
+    }
+}
+
 impl Health {
-    /// Changes are waiting for the kernel.
-    pub fn queued(&self) {
-        self.0.lock().pending.get_or_insert_with(Timestamp::now);
+    /// Knows of the families; they are not healthy before their first update.
+    pub fn new(families: &[Family]) -> Self {
+        let states = families.iter().map(|family| (*family, FamilyState::default())).collect();
+        Self(Arc::new(Mutex::new(State { families: states, eligible: false })))
     }
 
-    /// The kernel has all changes.
-    pub fn updated(&self) {
-        let mut state = self.0.lock();
-        state.updated = Some(Timestamp::now());
-        state.pending = None;
+    /// Changes are waiting for the kernel.
+    pub fn queued(&self) {
+        for family in self.0.lock().families.values_mut() {
+            family.pending.get_or_insert_with(Timestamp::now);
+        }
+    }
+
+    /// The kernel has all changes of the family.
+    pub fn updated(&self, family: Family) {
+        if let Some(state) = self.0.lock().families.get_mut(&family) {
+            *state = FamilyState { updated: Some(Timestamp::now()), pending: None };
+        }
     }
 
     pub fn set_eligible(&self, eligible: bool) {
@@ -58,21 +74,26 @@ impl Health {
     }
 
     fn healthy_at(&self, now: Timestamp) -> bool {
-        let state = self.0.lock();
-        state.updated.is_some()
-            && state.pending.is_none_or(|since| now.duration_since(since).unsigned_abs() < STALE_AFTER)
+        self.0.lock().families.values().all(|family| family.healthy(now))
     }
 
     fn report(&self, with_eligibility: bool) -> Answer {
         let now = Timestamp::now();
         let healthy = self.healthy_at(now);
         let state = self.0.lock();
-        // The time of the last update is the time of asking while nothing waits: the kernel is up to date now.
-        let updated = if healthy { Some(now) } else { state.updated };
-        let updated = updated.unwrap_or(Timestamp::UNIX_EPOCH).to_string();
+        let time = |time: Option<Timestamp>| time.unwrap_or(Timestamp::UNIX_EPOCH).to_string();
+        let status: serde_json::Map<String, Value> = state
+            .families
+            .iter()
+            .map(|(family, s)| {
+                let body = json!({"lastUpdated": time(s.updated), "healthy": s.healthy(now)});
+                (family.as_str().to_owned(), body)
+            })
+            .collect();
+        // While nothing waits, the kernel is up to date at the moment of asking.
+        let updated = if healthy { Some(now) } else { state.families.values().filter_map(|s| s.updated).max() };
         let mut body = json!({
-            "lastUpdated": updated, "currentTime": now.to_string(), "healthy": healthy,
-            "status": {"IPv4": {"lastUpdated": updated, "healthy": healthy}},
+            "lastUpdated": time(updated), "currentTime": now.to_string(), "healthy": healthy, "status": status,
         });
         let mut good = healthy;
         if with_eligibility {
@@ -83,97 +104,45 @@ impl Health {
         answer(status, "application/json", body.to_string())
     }
 
-    /// `/healthz` and `/livez`.
-    pub fn handler(&self) -> Handler {
+    /// `/healthz` and `/livez`; the metrics count the answers.
+    pub fn handler(&self, metrics: Arc<Metrics>) -> Handler {
         let health = self.clone();
         Arc::new(move |path| match path {
-            "/healthz" => health.report(true),
-            "/livez" => health.report(false),
-            _ => not_found(),
-        })
-    }
-}
-
-/// Figures about the proxy's own work.
-pub struct Metrics {
-    registry: Registry,
-    pub sync_seconds: Histogram,
-    pub sync_failures: Counter,
-    pub last_sync: Gauge,
-    pub no_local_internal: Gauge,
-    pub no_local_external: Gauge,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let metrics = Self {
-            registry: Registry::default(),
-            sync_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
-            sync_failures: Counter::default(),
-            last_sync: Gauge::default(),
-            no_local_internal: Gauge::default(),
-            no_local_external: Gauge::default(),
-        };
-        metrics.registered()
-    }
-}
-
-impl Metrics {
-    fn registered(mut self) -> Self {
-        let registry = self.registry.sub_registry_with_prefix("kubeproxy");
-        registry.register(
-            "sync_proxy_rules_duration_seconds",
-            "Time to bring the kernel up to date",
-            self.sync_seconds.clone(),
-        );
-        registry.register(
-            "sync_proxy_rules_failures",
-            "Times that the kernel could not be brought up to date",
-            self.sync_failures.clone(),
-        );
-        registry.register(
-            "sync_proxy_rules_last_timestamp_seconds",
-            "When the kernel was brought up to date last",
-            self.last_sync.clone(),
-        );
-        registry.register(
-            "sync_proxy_rules_no_local_endpoints_internal",
-            "Service ports with internal traffic policy Local and no local endpoint",
-            self.no_local_internal.clone(),
-        );
-        registry.register(
-            "sync_proxy_rules_no_local_endpoints_external",
-            "Service ports with external traffic policy Local and no local endpoint",
-            self.no_local_external.clone(),
-        );
-        self
-    }
-
-    /// `/metrics` and `/proxyMode`; `/healthz` says that the process runs.
-    pub fn handler(self: Arc<Self>, mode: &'static str) -> Handler {
-        const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        Arc::new(move |path| match path {
-            "/proxyMode" => answer(StatusCode::OK, "text/plain; charset=utf-8", mode.to_owned()),
-            "/healthz" => answer(StatusCode::OK, "text/plain; charset=utf-8", "ok".to_owned()),
-            "/metrics" => {
-                let mut body = String::new();
-                match prometheus_client::encoding::text::encode(&mut body, &self.registry) {
-                    Ok(()) => answer(StatusCode::OK, OPEN_METRICS, body),
-                    Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
-                }
+            "/healthz" => {
+                let answer = health.report(true);
+                metrics.answered(&metrics.healthz, answer.status());
+                answer
+            }
+            "/livez" => {
+                let answer = health.report(false);
+                metrics.answered(&metrics.livez, answer.status());
+                answer
             }
             _ => not_found(),
         })
     }
 }
 
+/// Which services ask for a health check: node port, service, and how many endpoints it has here.
+pub type HealthChecks = BTreeMap<u16, (ServiceName, usize)>;
+
 /// The servers on the health check node ports of services.
 #[derive(Default)]
 pub struct ServiceChecks {
+    /// Whether they answer on IPv6, too.
+    both_families: bool,
     running: BTreeMap<u16, (ServiceName, Arc<Mutex<usize>>, Server)>,
 }
 
 impl ServiceChecks {
+    pub fn new(families: &[Family]) -> Self {
+        Self { both_families: families.contains(&Family::Ipv6), running: BTreeMap::new() }
+    }
+
+    fn address(&self) -> IpAddr {
+        if self.both_families { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
+    }
+
     /// Makes the servers be those of the plan. A port that cannot be bound is reported and tried again next time.
     pub async fn update(&mut self, wanted: &HealthChecks, health: &Health) {
         self.running.retain(|port, (service, ..)| wanted.get(port).is_some_and(|(name, _)| name == service));
@@ -184,7 +153,7 @@ impl ServiceChecks {
             }
             let current = Arc::new(Mutex::new(*count));
             let handler = service_handler(service.clone(), current.clone(), health.clone());
-            match serve(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port), handler).await {
+            match serve(SocketAddr::new(self.address(), port), handler).await {
                 Ok(server) => {
                     self.running.insert(port, (service.clone(), current, server));
                 }
@@ -215,13 +184,23 @@ fn service_handler(service: ServiceName, count: Arc<Mutex<usize>>, health: Healt
 mod tests {
     use super::*;
 
+    fn health() -> Health {
+        Health::new(&Family::ALL)
+    }
+
+    fn status(health: &Health, path: &str) -> StatusCode {
+        health.handler(Arc::new(Metrics::default()))(path).status()
+    }
+
     #[test]
     fn healthy_while_changes_reach_the_kernel() {
-        let health = Health::default();
+        let health = health();
         health.set_eligible(true);
-        assert_eq!(health.handler()("/healthz").status(), StatusCode::SERVICE_UNAVAILABLE);
-        health.updated();
-        assert_eq!(health.handler()("/healthz").status(), StatusCode::OK);
+        assert_eq!(status(&health, "/healthz"), StatusCode::SERVICE_UNAVAILABLE);
+        health.updated(Family::Ipv4);
+        assert_eq!(status(&health, "/healthz"), StatusCode::SERVICE_UNAVAILABLE, "the other family is not ready");
+        health.updated(Family::Ipv6);
+        assert_eq!(status(&health, "/healthz"), StatusCode::OK);
         health.queued();
         assert!(health.healthy_at(Timestamp::now()));
         assert!(!health.healthy_at(Timestamp::now() + 2 * STALE_AFTER));
@@ -229,27 +208,21 @@ mod tests {
 
     #[test]
     fn a_node_that_leaves_is_alive_but_not_for_load_balancers() {
-        let health = Health::default();
-        health.updated();
-        assert_eq!(health.handler()("/healthz").status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(health.handler()("/livez").status(), StatusCode::OK);
-        assert_eq!(health.handler()("/other").status(), StatusCode::NOT_FOUND);
+        let health = health();
+        Family::ALL.into_iter().for_each(|family| health.updated(family));
+        assert_eq!(status(&health, "/healthz"), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status(&health, "/livez"), StatusCode::OK);
+        assert_eq!(status(&health, "/other"), StatusCode::NOT_FOUND);
     }
 
     #[test]
     fn a_service_is_healthy_where_it_has_endpoints() {
-        let health = Health::default();
-        health.updated();
-        let service = ServiceName { namespace: "ns".to_owned(), name: "svc".to_owned() };
+        let health = health();
+        Family::ALL.into_iter().for_each(|family| health.updated(family));
+        let service = ServiceName::new("ns", "svc");
         let answer = |count| service_handler(service.clone(), Arc::new(Mutex::new(count)), health.clone())("/");
         assert_eq!(answer(0).status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(answer(2).status(), StatusCode::OK);
         assert_eq!(answer(2).headers()["x-load-balancing-endpoint-weight"], "2");
-    }
-
-    #[test]
-    fn metrics_have_upstreams_names() {
-        let answer = Arc::new(Metrics::default()).handler("nftables")("/metrics");
-        assert_eq!(answer.status(), StatusCode::OK);
     }
 }

@@ -1,34 +1,17 @@
 //! Which endpoints each service port uses on this node, and what happens to traffic that has none. The same for every
 //! backend, and free of anything that a kernel understands.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use crate::model::{Endpoint, Model, Protocol, Service, ServiceName, ServicePort};
-
-/// Names one port of one service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortId {
-    pub service: ServiceName,
-    pub port: String,
-    pub protocol: Protocol,
-}
-
-impl std::fmt::Display for PortId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.port.as_str() {
-            "" => write!(f, "{}", self.service),
-            port => write!(f, "{}:{port}", self.service),
-        }
-    }
-}
+use crate::model::{Endpoint, Entry, Family, Node, Protocol, Service, ServiceName, ServicePort, Slice};
 
 /// Where packets can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub port: u16,
     /// On this node.
     pub local: bool,
@@ -44,16 +27,17 @@ pub enum Disposition {
     Reject,
 }
 
-/// One service port as this node should treat it.
+/// One port of a service in one address family as this node should treat it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedPort {
-    pub id: PortId,
-    pub cluster_ip: Ipv4Addr,
+    pub name: Box<str>,
+    pub protocol: Protocol,
+    pub cluster_ip: IpAddr,
     pub port: u16,
     pub node_port: Option<u16>,
-    pub external_ips: Vec<Ipv4Addr>,
-    pub load_balancer_ips: Vec<Ipv4Addr>,
-    pub source_ranges: Vec<Ipv4Net>,
+    pub external_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Vec<IpAddr>,
+    pub source_ranges: Option<Vec<IpNet>>,
     pub internal_local: bool,
     pub external_local: bool,
     pub affinity: Option<u32>,
@@ -65,9 +49,16 @@ pub struct PlannedPort {
     pub served: bool,
     pub internal: Disposition,
     pub external: Disposition,
+    /// Who may go on answering a UDP client, whatever the policies say now. Empty for other protocols, whose clients
+    /// notice themselves.
+    pub serving: Vec<(IpAddr, u16)>,
 }
 
 impl PlannedPort {
+    pub fn family(&self) -> Family {
+        Family::of(self.cluster_ip)
+    }
+
     /// Reachable under other addresses than the cluster IP.
     pub fn externally_accessible(&self) -> bool {
         self.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
@@ -79,78 +70,96 @@ impl PlannedPort {
     }
 
     /// The addresses that only external traffic uses.
-    pub fn external_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    pub fn external_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.external_ips.iter().chain(&self.load_balancer_ips).copied()
     }
 }
 
-/// How many endpoints on this node each service has that asks load balancers to check.
-pub type HealthChecks = BTreeMap<u16, (ServiceName, usize)>;
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    pub ports: Vec<PlannedPort>,
-    pub health_checks: HealthChecks,
+/// A node port on which load balancers ask whether this node has endpoints of a service, and how many it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub node_port: u16,
+    pub local_endpoints: usize,
 }
 
-/// Decides for every service.
-pub fn plan(model: &Model) -> Plan {
-    let mut slices: BTreeMap<&ServiceName, Vec<&crate::model::Slice>> = BTreeMap::new();
-    for slice in model.slices.values() {
-        slices.entry(&slice.service).or_default().push(slice);
-    }
-    let mut result = Plan::default();
-    for (name, service) in &model.services {
-        let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    pub ports: Vec<PlannedPort>,
+    pub health_check: Option<HealthCheck>,
+}
+
+/// The plans of all services.
+pub type Plans = BTreeMap<ServiceName, ServicePlan>;
+
+/// A service whose plan changed, with the plan that it had.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    pub name: ServiceName,
+    pub old: ServicePlan,
+}
+
+/// Decides for one service.
+pub fn plan(entry: &Entry, node: &Node, node_name: &str) -> ServicePlan {
+    let mut result = ServicePlan::default();
+    for service in &entry.families {
+        let family = Family::of(service.cluster_ip);
         let first = result.ports.len();
         for port in &service.ports {
-            let mut candidates: Vec<(&Endpoint, u16)> = slices
-                .iter()
-                .flat_map(|slice| slice.ports.iter().map(move |port| (slice, port)))
-                .filter(|(_, slice_port)| slice_port.name == port.name && slice_port.protocol == port.protocol)
-                .flat_map(|(slice, port)| slice.endpoints.iter().map(move |endpoint| (endpoint, port.port)))
-                .collect();
-            // An endpoint that moves between slices is in two of them for a moment; ready wins.
-            candidates.sort_by_key(|(endpoint, port)| (endpoint.address, *port, !endpoint.ready));
-            candidates.dedup_by_key(|(endpoint, port)| (endpoint.address, *port));
-            result.ports.push(plan_port(model, name, service, port, &candidates));
+            let candidates = candidates(entry.slices.values().filter(|slice| slice.family == family), port);
+            let here = Here { node, node_name };
+            result.ports.push(plan_port(here, service, port, &candidates));
         }
         if let Some(node_port) = service.health_check_node_port.filter(|_| service.external_local) {
-            let local: BTreeSet<Ipv4Addr> =
-                result.ports[first..].iter().flat_map(|port| &port.local).map(|target| target.address).collect();
-            result.health_checks.insert(node_port, (name.clone(), local.len()));
+            let local = result.ports[first..].iter().flat_map(|port| &port.local);
+            let addresses: BTreeSet<IpAddr> = local.map(|target| target.address).collect();
+            let before = result.health_check.map_or(0, |check| check.local_endpoints);
+            // A dual-stack service has its pods once in each family.
+            result.health_check = Some(HealthCheck { node_port, local_endpoints: before.max(addresses.len()) });
         }
     }
     result
 }
 
-fn plan_port(
-    model: &Model,
-    name: &ServiceName,
-    service: &Service,
-    port: &ServicePort,
-    candidates: &[(&Endpoint, u16)],
-) -> PlannedPort {
+/// The endpoints behind a service port, each with its own port number.
+fn candidates<'a>(slices: impl Iterator<Item = &'a Slice>, port: &ServicePort) -> Vec<(&'a Endpoint, u16)> {
+    let mut candidates: Vec<(&Endpoint, u16)> = slices
+        .flat_map(|slice| slice.ports.iter().map(move |port| (slice, port)))
+        .filter(|(_, slice_port)| slice_port.name == port.name && slice_port.protocol == port.protocol)
+        .flat_map(|(slice, port)| slice.endpoints.iter().map(move |endpoint| (endpoint, port.port)))
+        .collect();
+    // An endpoint that moves between slices is in two of them for a moment; ready wins.
+    candidates.sort_by_key(|(endpoint, port)| (endpoint.address, *port, !endpoint.ready));
+    candidates.dedup_by_key(|(endpoint, port)| (endpoint.address, *port));
+    candidates
+}
+
+/// Where the proxy runs.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    node: &'a Node,
+    node_name: &'a str,
+}
+
+fn plan_port(here: Here<'_>, service: &Service, port: &ServicePort, candidates: &[(&Endpoint, u16)]) -> PlannedPort {
     let accessible =
         port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty();
     let external_local = service.external_local && accessible;
     // Local external traffic still needs the Cluster endpoints: pods and processes of the node itself use those.
     let uses_cluster = !service.internal_local || accessible;
     let uses_local = service.internal_local || external_local;
-    let here = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(model.node_name.as_str());
     let target =
-        |(endpoint, port): &(&Endpoint, u16)| Target { address: endpoint.address, port: *port, local: here(endpoint) };
+        |(endpoint, port): &(&Endpoint, u16)| Target { address: endpoint.address, port: *port, local: endpoint.local };
 
     let cluster: Vec<Target> = if uses_cluster {
-        let topology = Topology::choose(model, candidates);
-        usable(candidates.iter().filter(|(endpoint, _)| !endpoint.ready || topology.admits(model, endpoint)))
+        let topology = Topology::choose(here, candidates);
+        usable(candidates.iter().filter(|(endpoint, _)| !endpoint.ready || topology.admits(here, endpoint)))
             .map(target)
             .collect()
     } else {
         Vec::new()
     };
     let local: Vec<Target> = if uses_local {
-        usable(candidates.iter().filter(|(endpoint, _)| here(endpoint))).map(target).collect()
+        usable(candidates.iter().filter(|(endpoint, _)| endpoint.local)).map(target).collect()
     } else {
         Vec::new()
     };
@@ -160,8 +169,10 @@ fn plan_port(
         (true, true) => Disposition::Drop,
         (true, false) => Disposition::Forward,
     };
+    let serving = candidates.iter().filter(|(endpoint, _)| port.protocol == Protocol::Udp && endpoint.serving);
     PlannedPort {
-        id: PortId { service: name.clone(), port: port.name.clone(), protocol: port.protocol },
+        name: port.name.clone(),
+        protocol: port.protocol,
         cluster_ip: service.cluster_ip,
         port: port.port,
         node_port: port.node_port,
@@ -173,6 +184,7 @@ fn plan_port(
         affinity: service.affinity,
         internal: disposition(service.internal_local),
         external: disposition(external_local),
+        serving: serving.map(|(endpoint, port)| (endpoint.address, *port)).collect(),
         cluster,
         local,
         served,
@@ -201,34 +213,77 @@ enum Topology {
 
 impl Topology {
     /// Hints count only if every ready endpoint has them and some endpoint is meant for us.
-    fn choose(model: &Model, candidates: &[(&Endpoint, u16)]) -> Self {
-        let ready: Vec<&Endpoint> = candidates.iter().map(|(endpoint, _)| *endpoint).filter(|e| e.ready).collect();
-        if ready.is_empty() {
+    fn choose(here: Here<'_>, candidates: &[(&Endpoint, u16)]) -> Self {
+        let ready = || candidates.iter().map(|(endpoint, _)| *endpoint).filter(|endpoint| endpoint.ready);
+        if ready().next().is_none() || ready().any(|endpoint| endpoint.hints.is_none()) {
             return Self::Everywhere;
         }
-        let complete = |hints: fn(&Endpoint) -> &Vec<String>| ready.iter().all(|endpoint| !hints(endpoint).is_empty());
-        if complete(|e| &e.node_hints) && ready.iter().any(|e| e.node_hints.contains(&model.node_name)) {
+        let hints = || ready().filter_map(|endpoint| endpoint.hints.as_deref());
+        if hints().all(|h| !h.nodes.is_empty()) && ready().any(|endpoint| Self::SameNode.admits(here, endpoint)) {
             return Self::SameNode;
         }
-        if complete(|e| &e.zone_hints) && ready.iter().any(|e| e.zone_hints.contains(&model.node.zone)) {
+        if hints().all(|h| !h.zones.is_empty()) && ready().any(|endpoint| Self::SameZone.admits(here, endpoint)) {
             return Self::SameZone;
         }
         Self::Everywhere
     }
 
-    fn admits(self, model: &Model, endpoint: &Endpoint) -> bool {
+    fn admits(self, here: Here<'_>, endpoint: &Endpoint) -> bool {
+        let names = |names: &[String], name: &str| names.iter().any(|hint| hint == name);
+        let hints = endpoint.hints.as_deref();
         match self {
             Self::Everywhere => true,
-            Self::SameZone => endpoint.zone_hints.contains(&model.node.zone),
-            Self::SameNode => endpoint.node_hints.contains(&model.node_name),
+            Self::SameZone => hints.is_some_and(|hints| names(&hints.zones, &here.node.zone)),
+            Self::SameNode => hints.is_some_and(|hints| names(&hints.nodes, here.node_name)),
         }
     }
+}
+
+impl ServicePlan {
+    /// Makes targets that were there before keep their places in the lists.
+    pub fn keep_places_of(&mut self, old: &Self) {
+        let same =
+            |a: &PlannedPort, b: &PlannedPort| (a.cluster_ip, a.protocol, a.port) == (b.cluster_ip, b.protocol, b.port);
+        for port in &mut self.ports {
+            if let Some(before) = old.ports.iter().find(|before| same(before, port)) {
+                keep_places(&before.cluster, &mut port.cluster);
+                keep_places(&before.local, &mut port.local);
+            }
+        }
+    }
+}
+
+/// The new targets in an order in which as many as possible keep the place that they have in `old`: whoever left is
+/// replaced by a newcomer, or else by the last.
+pub fn keep_places(old: &[Target], new: &mut Vec<Target>) {
+    if old.is_empty() || new.is_empty() {
+        return;
+    }
+    // By address and port: that an endpoint is local does not make it another.
+    let key = |target: &Target| (target.address, target.port);
+    let mut waiting: HashMap<(IpAddr, u16), Target> = new.iter().map(|target| (key(target), *target)).collect();
+    let mut places: Vec<Option<Target>> = old.iter().map(|target| waiting.remove(&key(target))).collect();
+    let mut newcomers = new.iter().filter(|target| waiting.contains_key(&key(target))).copied();
+    for place in places.iter_mut().filter(|place| place.is_none()) {
+        *place = newcomers.next();
+    }
+    places.extend(newcomers.map(Some));
+    let mut at = 0;
+    while at < places.len() {
+        if places[at].is_none() {
+            // Somebody is behind the gap or nobody: either way the list gets shorter.
+            places.swap_remove(at);
+        } else {
+            at += 1;
+        }
+    }
+    *new = places.into_iter().flatten().collect();
 }
 
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use crate::model::{Slice, SlicePort};
+    use crate::model::{Hints, SlicePort};
 
     pub fn endpoint(address: &str, node: &str) -> Endpoint {
         Endpoint {
@@ -236,9 +291,8 @@ pub(crate) mod testing {
             ready: true,
             serving: true,
             terminating: false,
-            node: Some(node.to_owned()),
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
+            local: node == "node1",
+            hints: None,
         }
     }
 
@@ -246,12 +300,17 @@ pub(crate) mod testing {
         Endpoint { ready: false, terminating: true, ..endpoint(address, node) }
     }
 
+    pub fn hinted(endpoint: Endpoint, zones: &[&str], nodes: &[&str]) -> Endpoint {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Endpoint { hints: Some(Box::new(Hints { zones: owned(zones), nodes: owned(nodes) })), ..endpoint }
+    }
+
     pub fn service(cluster_ip: &str, ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
         Service {
             cluster_ip: cluster_ip.parse().unwrap(),
             external_ips: Vec::new(),
             load_balancer_ips: Vec::new(),
-            source_ranges: Vec::new(),
+            source_ranges: None,
             internal_local: false,
             external_local: false,
             affinity: None,
@@ -259,7 +318,7 @@ pub(crate) mod testing {
             ports: ports
                 .iter()
                 .map(|(name, protocol, port, node_port)| ServicePort {
-                    name: (*name).to_owned(),
+                    name: (*name).into(),
                     protocol: *protocol,
                     port: *port,
                     node_port: *node_port,
@@ -268,24 +327,25 @@ pub(crate) mod testing {
         }
     }
 
-    /// A model of node1 with one service and one slice, whose ports are the service's on 8080.
-    pub fn model(service: Service, endpoints: Vec<Endpoint>) -> Model {
-        let name = ServiceName { namespace: "ns".to_owned(), name: "svc".to_owned() };
+    /// One service and one slice, whose ports are the service's on 8080.
+    pub fn entry(service: Service, endpoints: Vec<Endpoint>) -> Entry {
         let ports = service.ports.iter();
         let ports = ports.map(|port| SlicePort { name: port.name.clone(), protocol: port.protocol, port: 8080 });
-        let slice = Slice { service: name.clone(), ports: ports.collect(), endpoints };
-        Model {
-            services: [(name, service)].into(),
-            slices: [(("ns".to_owned(), "svc-1".to_owned()), slice)].into(),
-            node_name: "node1".to_owned(),
-            node: crate::model::Node { zone: "a".to_owned(), internal_ip: None, eligible: true },
-        }
+        let family = Family::of(service.cluster_ip);
+        let slice = Slice { family, ports: ports.collect(), endpoints };
+        Entry { families: vec![service], slices: [("svc-1".into(), slice)].into() }
+    }
+
+    /// On node1 in zone a.
+    pub fn planned(service: Service, endpoints: Vec<Endpoint>) -> ServicePlan {
+        let node = Node { zone: "a".to_owned(), eligible: true, ..Node::default() };
+        plan(&entry(service, endpoints), &node, "node1")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{endpoint, model, service, terminating};
+    use super::testing::{endpoint, entry, hinted, planned, service, terminating};
     use super::*;
 
     fn addresses(targets: &[Target]) -> Vec<String> {
@@ -301,10 +361,10 @@ mod tests {
         let mut away = endpoint("10.244.2.2", "node2");
         away.ready = false;
         away.serving = false;
-        let plan = plan(&model(
+        let plan = planned(
             http("10.96.0.1", None),
             vec![endpoint("10.244.1.2", "node1"), endpoint("10.244.2.3", "node2"), away],
-        ));
+        );
         let port = &plan.ports[0];
         assert_eq!(addresses(&port.cluster), ["10.244.1.2", "10.244.2.3"]);
         assert_eq!((port.internal, port.served, port.cluster[0].local), (Disposition::Forward, true, true));
@@ -313,7 +373,7 @@ mod tests {
 
     #[test]
     fn nobody_serves_is_a_rejection() {
-        let plan = plan(&model(http("10.96.0.1", Some(30000)), vec![]));
+        let plan = planned(http("10.96.0.1", Some(30000)), vec![]);
         assert_eq!((plan.ports[0].internal, plan.ports[0].external), (Disposition::Reject, Disposition::Reject));
     }
 
@@ -321,7 +381,7 @@ mod tests {
     fn terminating_endpoints_are_the_fallback_for_each_policy_alone() {
         let mut service = http("10.96.0.1", Some(30000));
         service.external_local = true;
-        let plan = plan(&model(service, vec![terminating("10.244.1.2", "node1"), endpoint("10.244.2.3", "node2")]));
+        let plan = planned(service, vec![terminating("10.244.1.2", "node1"), endpoint("10.244.2.3", "node2")]);
         assert_eq!(addresses(&plan.ports[0].cluster), ["10.244.2.3"]);
         assert_eq!(addresses(&plan.ports[0].local), ["10.244.1.2"]);
         assert_eq!(plan.ports[0].external, Disposition::Forward);
@@ -331,32 +391,66 @@ mod tests {
     fn local_policies_without_local_endpoints_drop() {
         let mut service = http("10.96.0.1", Some(30000));
         (service.external_local, service.internal_local, service.health_check_node_port) = (true, true, Some(32000));
-        let plan = plan(&model(service, vec![endpoint("10.244.2.3", "node2")]));
+        let plan = planned(service, vec![endpoint("10.244.2.3", "node2")]);
         let port = &plan.ports[0];
         assert_eq!((port.internal, port.external), (Disposition::Drop, Disposition::Drop));
         assert_eq!(addresses(&port.cluster), ["10.244.2.3"]);
-        assert_eq!(plan.health_checks[&32000].1, 0);
+        assert_eq!(plan.health_check, Some(HealthCheck { node_port: 32000, local_endpoints: 0 }));
     }
 
     #[test]
-    fn hints_keep_traffic_in_the_zone_if_they_are_complete() {
-        let mut near = endpoint("10.244.1.2", "node1");
-        near.zone_hints = vec!["a".to_owned()];
-        let mut far = endpoint("10.244.2.2", "node2");
-        far.zone_hints = vec!["b".to_owned()];
-        let hinted = plan(&model(http("10.96.0.1", None), vec![near.clone(), far.clone()]));
-        assert_eq!(addresses(&hinted.ports[0].cluster), ["10.244.1.2"]);
-        far.zone_hints.clear();
-        let incomplete = plan(&model(http("10.96.0.1", None), vec![near, far]));
-        assert_eq!(incomplete.ports[0].cluster.len(), 2);
+    fn hints_keep_traffic_near_if_they_are_complete() {
+        let (near, far) = (endpoint("10.244.1.2", "node1"), endpoint("10.244.2.2", "node2"));
+        let used = |endpoints| addresses(&planned(http("10.96.0.1", None), endpoints).ports[0].cluster);
+        let zones = vec![hinted(near.clone(), &["a"], &[]), hinted(far.clone(), &["b"], &[])];
+        assert_eq!(used(zones), ["10.244.1.2"]);
+        let nodes = vec![hinted(near.clone(), &["b"], &["node2"]), hinted(far.clone(), &["b"], &["node1"])];
+        assert_eq!(used(nodes), ["10.244.2.2"]);
+        let nobody_here = vec![hinted(near.clone(), &["b"], &["node2"]), hinted(far.clone(), &["c"], &["node3"])];
+        assert_eq!(used(nobody_here).len(), 2);
+        assert_eq!(used(vec![hinted(near, &["a"], &[]), far]).len(), 2, "incomplete hints do not count");
     }
 
     #[test]
     fn an_endpoint_in_two_slices_counts_once() {
-        let mut model = model(http("10.96.0.1", None), vec![endpoint("10.244.1.2", "node1")]);
-        let mut copy = model.slices.values().next().unwrap().clone();
+        let mut entry = entry(http("10.96.0.1", None), vec![endpoint("10.244.1.2", "node1")]);
+        let mut copy = entry.slices["svc-1"].clone();
         copy.endpoints[0].ready = false;
-        model.slices.insert(("ns".to_owned(), "svc-0".to_owned()), copy);
-        assert_eq!(plan(&model).ports[0].cluster.len(), 1);
+        entry.slices.insert("svc-0".into(), copy);
+        assert_eq!(plan(&entry, &Node::default(), "node1").ports[0].cluster.len(), 1);
+    }
+
+    #[test]
+    fn families_are_planned_apart() {
+        let mut entry = entry(http("10.96.0.1", None), vec![endpoint("10.244.1.2", "node1")]);
+        let six = super::testing::entry(http("fd00::1", None), vec![endpoint("fd01::2", "node2")]);
+        entry.families.extend(six.families);
+        entry.slices.insert("svc-6".into(), six.slices["svc-1"].clone());
+        let plan = plan(&entry, &Node::default(), "node1");
+        assert_eq!(plan.ports.iter().map(PlannedPort::family).collect::<Vec<_>>(), Family::ALL);
+        assert_eq!(addresses(&plan.ports[0].cluster), ["10.244.1.2"]);
+        assert_eq!(addresses(&plan.ports[1].cluster), ["fd01::2"]);
+    }
+
+    #[test]
+    fn targets_keep_their_places() {
+        let targets = |last: &[u8]| -> Vec<Target> {
+            let target = |last: &u8| Target { address: IpAddr::from([10, 0, 0, *last]), port: 80, local: false };
+            last.iter().map(target).collect()
+        };
+        for (old, new, expected) in [
+            (&[1, 2, 3][..], &[1, 2, 3][..], &[1, 2, 3][..]),
+            (&[3, 1, 2], &[1, 2, 3], &[3, 1, 2]),
+            (&[1, 2, 3, 4, 5], &[1, 3, 4, 5], &[1, 5, 3, 4]),
+            (&[1, 2, 3], &[1, 3, 9], &[1, 9, 3]),
+            (&[1, 2], &[1, 2, 8, 9], &[1, 2, 8, 9]),
+            (&[1, 2, 3], &[9], &[9]),
+            (&[], &[2, 1], &[2, 1]),
+            (&[1, 2], &[], &[]),
+        ] {
+            let mut arranged = targets(new);
+            keep_places(&targets(old), &mut arranged);
+            assert_eq!(arranged, targets(expected), "{old:?} → {new:?}");
+        }
     }
 }

@@ -1,23 +1,25 @@
 //! The proxy's life: follow the API, and whenever something changed and the last change of the kernel is long enough
-//! ago, plan, compile, and install the difference.
+//! ago, plan what changed, and install the difference.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::process::{CancellationToken, ClientError, KubeconfigArgs, error_chain};
 use tokio::time::Instant;
 
-use crate::config::{Config, ConfigError, Conntrack, Mode, NodePortAddresses, Options};
-use crate::health::{Health, Metrics, ServiceChecks};
+use crate::config::{Config, ConfigError, Conntrack, Mode, Options};
+use crate::conntrack::{Expectations, forget, may_be_stale};
+use crate::health::{Health, HealthChecks, ServiceChecks};
+use crate::host::{self, HostError};
 use crate::http_server::{ListenError, serve};
-use crate::informers::Informers;
-use crate::kernel::{self, KernelError};
-use crate::model::Model;
-use crate::nftables::{Ruleset, Settings, Transaction, adopt, compile, diff, replace};
-use crate::plan::{Disposition, Plan, plan};
-use crate::{conntrack, iptables};
+use crate::informers::{Dirty, Informers};
+use crate::iptables;
+use crate::metrics::Metrics;
+use crate::model::{Family, Model, ServiceName};
+use crate::netlink::{NetlinkError, Socket};
+use crate::nftables::{self, BackendError, KernelError, NetlinkKernel, Settings};
+use crate::plan::{Changed, Plans, ServicePlan, plan};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -25,12 +27,26 @@ pub enum ProxyError {
     Config(#[from] ConfigError),
     #[error("cannot use the Kubernetes API")]
     Client(#[from] ClientError),
-    #[error("cannot remove the rules")]
-    Cleanup(#[source] KernelError),
+    #[error("cannot remove the nftables rules")]
+    CleanupNftables(#[source] KernelError),
+    #[error("cannot remove the iptables rules")]
+    CleanupIptables(#[source] HostError),
     #[error("cannot serve health checks")]
     Healthz(#[source] ListenError),
     #[error("cannot serve metrics")]
     Metrics(#[source] ListenError),
+    #[error("cannot use nftables")]
+    Nftables(#[source] KernelError),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error("nftables")]
+    Nftables(#[from] BackendError),
+    #[error("iptables")]
+    Iptables(#[source] HostError),
+    #[error("the node")]
+    Host(#[source] HostError),
 }
 
 /// Changes that come together are installed together.
@@ -46,16 +62,21 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Pr
 
 async fn serve_all(options: Options) -> Result<(), ProxyError> {
     if options.cleanup {
-        remove_nftables().await.and(remove_iptables().await).map_err(ProxyError::Cleanup)?;
-        return Ok(());
+        remove_nftables().map_err(ProxyError::CleanupNftables)?;
+        return remove_iptables().await.map_err(ProxyError::CleanupIptables);
     }
     let config = options.resolve()?;
+    tune_kernel(&config);
+    if options.init_only {
+        return Ok(());
+    }
     let api = KubeconfigArgs { kubeconfig: config.kubeconfig.clone(), master: options.api.master.clone() };
     let client = api.client("kube-proxy").await?;
-    let health = Health::default();
+    let families = host::families();
+    let health = Health::new(&families);
     let metrics = Arc::new(Metrics::default());
     let _healthz = match config.healthz {
-        Some(address) => Some(serve(address, health.handler()).await.map_err(ProxyError::Healthz)?),
+        Some(address) => Some(serve(address, health.handler(metrics.clone())).await.map_err(ProxyError::Healthz)?),
         None => None,
     };
     let _metrics = match config.metrics {
@@ -65,20 +86,36 @@ async fn serve_all(options: Options) -> Result<(), ProxyError> {
         }
         None => None,
     };
-    tune_conntrack(&config.conntrack);
-    tracing::info!(node = config.node_name, mode = config.mode.as_str(), "following services and endpoints");
+    let backend = Backend::new(&config).map_err(ProxyError::Nftables)?;
+    tracing::info!(node = config.node_name, mode = config.mode.as_str(), ?families, "following services and endpoints");
     let informers = Informers::start(&client, &config.node_name);
     drop(client);
-    Proxy { backend: Backend::new(config.mode), plan: None, checks: ServiceChecks::default(), config, health, metrics }
-        .follow(&informers)
-        .await
+    let checks = ServiceChecks::new(&families);
+    let proxy = Proxy {
+        config,
+        families,
+        backend,
+        plans: Plans::new(),
+        complete: false,
+        conntrack: None,
+        wanted_checks: HealthChecks::new(),
+        checks,
+        health,
+        metrics,
+    };
+    proxy.follow(&informers).await
 }
 
 struct Proxy {
     config: Config,
+    families: Vec<Family>,
     backend: Backend,
-    /// What was installed last.
-    plan: Option<Plan>,
+    /// What is installed, or should be.
+    plans: Plans,
+    /// Whether the plans were made from everything once.
+    complete: bool,
+    conntrack: Option<Socket>,
+    wanted_checks: HealthChecks,
     checks: ServiceChecks,
     health: Health,
     metrics: Arc<Metrics>,
@@ -94,21 +131,21 @@ impl Proxy {
                 () = informers.changed() => true,
                 () = tokio::time::sleep(retry.unwrap_or(self.config.sync)) => false,
             };
-            let Some(model) = informers.snapshot() else { continue };
+            if informers.model().is_none() {
+                continue;
+            }
             if changed {
                 self.health.queued();
-            } else if retry.is_none() && self.backend.verify().await {
+                self.metrics.queued(&self.families);
+            } else if retry.is_none() && self.verify(informers).await {
                 continue;
             }
             tokio::time::sleep(SETTLE).await;
             if let Some(last) = last {
                 tokio::time::sleep_until(last + self.config.min_sync).await;
             }
-            // What arrived while waiting belongs to this round.
-            let model = informers.snapshot().unwrap_or(model);
-            self.health.set_eligible(model.node.eligible);
             last = Some(Instant::now());
-            retry = match self.sync(&model).await {
+            retry = match self.sync(informers).await {
                 Ok(()) => {
                     // Only now, so that services work all the time while a node changes its mode.
                     if std::mem::take(&mut other_mode) {
@@ -117,7 +154,6 @@ impl Proxy {
                     None
                 }
                 Err(error) => {
-                    self.metrics.sync_failures.inc();
                     let next = retry.map_or(Duration::from_secs(1), |retry| (retry * 2).min(self.config.sync));
                     tracing::error!(error = error_chain(&error), retry = ?next, "cannot install the rules");
                     Some(next)
@@ -127,240 +163,249 @@ impl Proxy {
     }
 
     /// Brings the kernel to what the model says.
-    async fn sync(&mut self, model: &Model) -> Result<(), KernelError> {
+    async fn sync(&mut self, informers: &Informers) -> Result<(), SyncError> {
         let started = Instant::now();
-        let wanted = plan(model);
-        let settings = settings(&self.config, model)?;
-        self.backend.install(&wanted, &settings).await?;
-        self.checks.update(&wanted.health_checks, &self.health).await;
-        let old = self.plan.replace(wanted);
-        self.health.updated();
-        if let Some(new) = &self.plan {
-            forget_stale_connections(old.as_ref(), new).await;
-            self.measure(new, started);
+        let dirty = informers.take_dirty();
+        let triggers = dirty.triggers.clone();
+        let full = !self.complete || dirty.node;
+        let (changed, settings) = {
+            let Some(model) = informers.model() else { return Ok(()) };
+            self.health.set_eligible(model.node.eligible);
+            let changed = self.replan(&model, dirty);
+            let settings = settings(&self.config, &self.families, &model).map_err(SyncError::Host)?;
+            (changed, settings)
+        };
+        let mut result = Ok(());
+        for settings in &settings {
+            let (family, begun) = (settings.family, Instant::now());
+            match self.backend.install(settings, &mut self.plans, &changed).await {
+                Ok(()) => {
+                    self.health.updated(family);
+                    self.metrics.synced(family, full, begun.elapsed());
+                    let now = jiff::Timestamp::now();
+                    for trigger in &triggers {
+                        self.metrics.programmed(family, now.duration_since(*trigger).unsigned_abs());
+                    }
+                }
+                Err(error) => {
+                    self.metrics.failed(self.config.mode, family);
+                    result = result.and(Err(error));
+                }
+            }
+        }
+        self.after(&changed, informers).await;
+        if result.is_ok() {
+            let services = self.plans.len();
+            tracing::debug!(changed = changed.len(), services, took = ?started.elapsed(), "the rules are up to date");
+        }
+        result
+    }
+
+    /// Plans what is dirty anew, and answers which plans changed.
+    fn replan(&mut self, model: &Model, dirty: Dirty) -> Vec<Changed> {
+        let names: BTreeSet<ServiceName> = if !self.complete || dirty.node {
+            model.services.keys().chain(self.plans.keys()).cloned().collect()
+        } else {
+            dirty.services
+        };
+        self.complete = true;
+        let mut changed = Vec::new();
+        for name in names {
+            let old = self.plans.get(&name);
+            let entry = model.services.get(&name).filter(|entry| !entry.families.is_empty());
+            let mut new = entry.map(|entry| plan(entry, &model.node, &model.node_name));
+            if let (Some(old), Some(new)) = (old, &mut new) {
+                new.keep_places_of(old);
+            }
+            if old == new.as_ref() {
+                continue;
+            }
+            let old = match new {
+                Some(new) => self.plans.insert(name.clone(), new),
+                None => self.plans.remove(&name),
+            };
+            changed.push(Changed { name, old: old.unwrap_or_default() });
+        }
+        changed
+    }
+
+    /// What follows from a change beside the rules.
+    async fn after(&mut self, changed: &[Changed], informers: &Informers) {
+        let nothing = ServicePlan::default();
+        for Changed { name, old } in changed {
+            let new = self.plans.get(name).unwrap_or(&nothing);
+            old.ports.iter().for_each(|port| self.metrics.count_local(port, -1));
+            new.ports.iter().for_each(|port| self.metrics.count_local(port, 1));
+            if let Some(check) = old.health_check
+                && self.wanted_checks.get(&check.node_port).is_some_and(|(owner, _)| owner == name)
+            {
+                self.wanted_checks.remove(&check.node_port);
+            }
+        }
+        for Changed { name, .. } in changed {
+            if let Some(check) = self.plans.get(name).and_then(|plan| plan.health_check) {
+                self.wanted_checks.insert(check.node_port, (name.clone(), check.local_endpoints));
+            }
+        }
+        self.checks.update(&self.wanted_checks, &self.health).await;
+        let counts = informers.counts();
+        self.metrics.changes(counts);
+        if let Err(error) = tokio::task::block_in_place(|| self.forget_stale_connections(changed)) {
+            // It only means that a few UDP clients wait for their own time-outs.
+            tracing::warn!(error = error_chain(&error), "cannot forget stale UDP connections");
+            self.conntrack = None;
+        }
+    }
+
+    fn forget_stale_connections(&mut self, changed: &[Changed]) -> Result<(), NetlinkError> {
+        let nothing = ServicePlan::default();
+        let new = |change: &Changed| self.plans.get(&change.name).unwrap_or(&nothing);
+        let concerned: Vec<&Changed> = changed.iter().filter(|change| may_be_stale(&change.old, new(change))).collect();
+        let mut expectations = Expectations::of(concerned.iter().map(|change| new(change)));
+        concerned.iter().for_each(|change| expectations.gone(&change.old));
+        if expectations.is_empty() {
+            return Ok(());
+        }
+        let socket = match &mut self.conntrack {
+            Some(socket) => socket,
+            none => none.insert(Socket::open()?),
+        };
+        for family in &self.families {
+            let begun = Instant::now();
+            let count = forget(socket, *family, |connection| expectations.disagree(connection))?;
+            self.metrics.forgot(*family, count, begun.elapsed());
         }
         Ok(())
     }
 
-    fn measure(&self, plan: &Plan, started: Instant) {
-        let count = |select: fn(&crate::plan::PlannedPort) -> Disposition| {
-            let dropped = plan.ports.iter().filter(|port| select(port) == Disposition::Drop).count();
-            i64::try_from(dropped).unwrap_or(i64::MAX)
+    /// Whether what was installed is still there, perhaps after it was put right; if not, everything is installed
+    /// again.
+    async fn verify(&mut self, informers: &Informers) -> bool {
+        let settings = match informers.model() {
+            Some(model) => settings(&self.config, &self.families, &model),
+            None => return true,
         };
-        self.metrics.no_local_internal.set(count(|port| port.internal));
-        self.metrics.no_local_external.set(count(|port| port.external));
-        self.metrics.sync_seconds.observe(started.elapsed().as_secs_f64());
-        self.metrics.last_sync.set(jiff::Timestamp::now().as_second());
-        tracing::debug!(ports = plan.ports.len(), took = ?started.elapsed(), "the rules are up to date");
-    }
-}
-
-/// Installs plans, and remembers what is installed.
-enum Backend {
-    /// `None` until the first installation, or when somebody removed our table.
-    Nftables(Option<Box<Ruleset>>),
-    Iptables {
-        /// The script that was applied last; empty when unknown.
-        applied: String,
-        jumps: bool,
-    },
-}
-
-impl Backend {
-    fn new(mode: Mode) -> Self {
-        match mode {
-            Mode::Nftables => Self::Nftables(None),
-            Mode::Iptables => Self::Iptables { applied: String::new(), jumps: false },
-        }
-    }
-
-    /// Whether what was installed is still there; if not, everything is installed again next time.
-    async fn verify(&mut self) -> bool {
-        let present = match self {
-            Self::Nftables(None) => return false,
-            Self::Nftables(Some(_)) => kernel::nft_present().await,
-            Self::Iptables { .. } => iptables_present().await,
+        let result = match settings {
+            Ok(settings) => self.backend.verify(&settings, &mut self.plans).await,
+            Err(error) => Err(SyncError::Host(error)),
         };
-        match present {
-            Ok(true) => true,
-            Ok(false) => {
+        match result {
+            Ok(Verdict::Intact) => true,
+            Ok(Verdict::Repaired(operations)) => {
+                tracing::warn!(operations, "somebody changed the rules; they are right again");
+                true
+            }
+            Ok(Verdict::Missing) => {
                 tracing::warn!("somebody removed the rules; installing them again");
-                self.forget();
                 false
             }
             Err(error) => {
                 tracing::warn!(error = error_chain(&error), "cannot look at the rules");
-                true
+                false
+            }
+        }
+    }
+}
+
+/// What became of the rules while nothing was to be done.
+enum Verdict {
+    Intact,
+    Repaired(usize),
+    Missing,
+}
+
+enum Backend {
+    Nftables(Box<nftables::Backend<NetlinkKernel>>),
+    Iptables(iptables::Backend),
+}
+
+impl Backend {
+    fn new(config: &Config) -> Result<Self, KernelError> {
+        Ok(match config.mode {
+            Mode::Nftables => Self::Nftables(Box::new(nftables::Backend::new(NetlinkKernel::open()?))),
+            Mode::Iptables => {
+                let extras = iptables::Extras { localhost_node_ports: config.localhost_node_ports };
+                Self::Iptables(iptables::Backend::new(extras))
+            }
+        })
+    }
+
+    async fn install(&mut self, settings: &Settings, plans: &mut Plans, changed: &[Changed]) -> Result<(), SyncError> {
+        match self {
+            // The kernel works while we wait.
+            Self::Nftables(backend) => Ok(tokio::task::block_in_place(|| backend.sync(settings, plans, changed))?),
+            Self::Iptables(backend) => backend.sync(settings, plans).await.map_err(SyncError::Iptables),
+        }
+    }
+
+    async fn verify(&mut self, settings: &[Settings], plans: &mut Plans) -> Result<Verdict, SyncError> {
+        match self {
+            Self::Nftables(backend) => {
+                let repaired = tokio::task::block_in_place(|| backend.verify(settings, plans))?;
+                Ok(if repaired == 0 { Verdict::Intact } else { Verdict::Repaired(repaired) })
+            }
+            Self::Iptables(backend) => {
+                let mut verdict = Verdict::Intact;
+                for settings in settings {
+                    if !backend.verify(settings.family).await.map_err(SyncError::Iptables)? {
+                        verdict = Verdict::Missing;
+                    }
+                }
+                Ok(verdict)
             }
         }
     }
 
     /// Rules of the other mode would go on redirecting to endpoints of the past.
     async fn remove_other_mode(&self) {
-        let removed = match self {
-            Self::Nftables(_) => remove_iptables().await,
-            Self::Iptables { .. } => remove_nftables().await,
+        let (what, error) = match self {
+            Self::Nftables(_) => ("iptables", remove_iptables().await.err().map(|error| error_chain(&error))),
+            Self::Iptables(_) => ("nftables", remove_nftables().err().map(|error| error_chain(&error))),
         };
-        if let Err(error) = removed {
-            tracing::debug!(error = error_chain(&error), "cannot look for rules of the other mode");
+        if let Some(error) = error {
+            tracing::debug!(error, what, "cannot look for rules of the other mode");
         }
-    }
-
-    fn forget(&mut self) {
-        match self {
-            Self::Nftables(installed) => *installed = None,
-            Self::Iptables { applied, jumps } => {
-                applied.clear();
-                *jumps = false;
-            }
-        }
-    }
-
-    async fn install(&mut self, plan: &Plan, settings: &Settings) -> Result<(), KernelError> {
-        let result = match self {
-            Self::Nftables(installed) => install_nftables(installed, plan, settings).await,
-            Self::Iptables { applied, jumps } => install_iptables(applied, jumps, plan, settings).await,
-        };
-        if result.is_err() {
-            // What is in the kernel now is not known for sure.
-            self.forget();
-        }
-        result
     }
 }
 
-/// Both our chains and the ways into them: tools that reload a firewall restore neither.
-async fn iptables_present() -> Result<bool, KernelError> {
-    for (table, chain, target) in iptables::SIGNS {
-        if !kernel::iptables_leads(table, chain, target).await? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+fn remove_nftables() -> Result<(), KernelError> {
+    nftables::remove(&mut NetlinkKernel::open()?)
 }
 
-async fn remove_nftables() -> Result<(), KernelError> {
-    if kernel::nft_present().await? { kernel::nft_remove().await } else { Ok(()) }
-}
-
-async fn remove_iptables() -> Result<(), KernelError> {
-    if !kernel::iptables_leads("nat", "KUBE-SERVICES", None).await? {
-        return Ok(());
-    }
-    for jump in iptables::jumps() {
-        kernel::iptables_remove(jump.table, jump.chain, &jump.rule).await?;
-    }
-    let (filter, nat) = (kernel::iptables_chains("filter").await?, kernel::iptables_chains("nat").await?);
-    kernel::iptables_restore(&iptables::removal(&filter, &nat)).await
-}
-
-async fn install_nftables(
-    installed: &mut Option<Box<Ruleset>>,
-    plan: &Plan,
-    settings: &Settings,
-) -> Result<(), KernelError> {
-    let wanted = compile(plan, settings);
-    let transaction = match installed {
-        Some(old) => {
-            let transaction = diff(old, &wanted);
-            if !transaction.apply.is_empty() {
-                kernel::nft(&transaction.apply).await?;
-            }
-            transaction
-        }
-        None => adopt_nftables(&wanted).await?,
-    };
-    *installed = Some(Box::new(wanted));
-    if !transaction.clean_up.is_empty() {
-        kernel::nft(&transaction.clean_up).await?;
+async fn remove_iptables() -> Result<(), HostError> {
+    for family in host::families() {
+        iptables::remove(family).await?;
     }
     Ok(())
 }
 
-/// Takes over what an earlier process left, or replaces it if that is not possible.
-async fn adopt_nftables(wanted: &Ruleset) -> Result<Transaction, KernelError> {
-    let Some(installed) = kernel::nft_installed().await? else {
-        let fresh = replace(wanted);
-        kernel::nft(&fresh.apply).await?;
-        return Ok(fresh);
-    };
-    let transaction = adopt(&installed, wanted);
-    match kernel::nft(&transaction.apply).await {
-        Ok(()) => Ok(transaction),
-        Err(error) => {
-            tracing::warn!(error = error_chain(&error), "the table of an earlier process does not fit; replacing it");
-            let fresh = replace(wanted);
-            kernel::nft(&fresh.apply).await?;
-            Ok(fresh)
-        }
-    }
-}
-
-async fn install_iptables(
-    applied: &mut String,
-    jumps: &mut bool,
-    plan: &Plan,
-    settings: &Settings,
-) -> Result<(), KernelError> {
-    let wanted = iptables::script(plan, settings, &BTreeSet::new(), &BTreeSet::new());
-    if wanted != *applied {
-        let (filter, nat) = (kernel::iptables_chains("filter").await?, kernel::iptables_chains("nat").await?);
-        kernel::iptables_restore(&iptables::script(plan, settings, &filter, &nat)).await?;
-        *applied = wanted;
-    }
-    if !*jumps {
-        for jump in iptables::jumps() {
-            kernel::iptables_ensure(jump.table, jump.chain, &jump.rule).await?;
-        }
-        *jumps = true;
-    }
-    Ok(())
-}
-
-/// The configuration together with what only the running node knows.
-fn settings(config: &Config, model: &Model) -> Result<Settings, KernelError> {
-    let node_port_addresses: Option<BTreeSet<Ipv4Addr>> = match &config.node_port_addresses {
-        NodePortAddresses::All => None,
-        NodePortAddresses::Primary => Some(model.node.internal_ip.into_iter().collect()),
-        NodePortAddresses::In(nets) => {
-            let all = kernel::node_addresses()?;
-            Some(all.into_iter().filter(|address| nets.iter().any(|net| net.contains(address))).collect())
-        }
-    };
-    Ok(Settings {
-        mark: config.mark,
-        masquerade_all: config.masquerade_all,
-        cluster_cidr: config.cluster_cidr,
-        node_port_addresses,
-    })
-}
-
-/// Failing here only means that a few UDP clients wait for their own time-outs.
-async fn forget_stale_connections(old: Option<&Plan>, new: &Plan) {
-    let stale = match old {
-        Some(old) => conntrack::stale(old, new),
-        None => match kernel::udp_connections().await {
-            Ok(connections) => conntrack::orphans(new, &connections),
-            Err(error) => {
-                tracing::warn!(error = error_chain(&error), "cannot look for stale UDP connections");
-                return;
-            }
-        },
-    };
-    for filter in stale {
-        if let Err(error) = kernel::forget_connections(&filter).await {
-            tracing::warn!(error = error_chain(&error), ?filter, "cannot forget stale UDP connections");
-        }
-    }
+fn settings(config: &Config, families: &[Family], model: &Model) -> Result<Vec<Settings>, HostError> {
+    let addresses = host::node_addresses()?;
+    Ok(families.iter().map(|family| config.settings(*family, &model.node, || addresses.clone())).collect())
 }
 
 /// Best effort, as containers and namespaces may not be allowed to.
-fn tune_conntrack(conntrack: &Conntrack) {
+fn tune_kernel(config: &Config) {
+    let mut parameters = conntrack_parameters(&config.conntrack);
+    // Replies between pods on one bridge must pass the rules too, or they arrive from the wrong address.
+    const BRIDGED: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
+    parameters.extend(BRIDGED.iter().filter(|name| host::sysctl_number(name) == Some(0)).map(|name| (*name, 1)));
+    if config.mode == Mode::Iptables && config.localhost_node_ports {
+        parameters.push(("net/ipv4/conf/all/route_localnet", 1));
+    }
+    for (name, value) in parameters {
+        if let Err(error) = host::sysctl(name, &value.to_string()) {
+            tracing::warn!(error = error_chain(&error), value, "cannot set a kernel parameter");
+        }
+    }
+}
+
+fn conntrack_parameters(conntrack: &Conntrack) -> Vec<(&'static str, u64)> {
     const MAX: &str = "net/netfilter/nf_conntrack_max";
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let wanted = (conntrack.max_per_core.saturating_mul(cores)).max(conntrack.min);
     let mut parameters = Vec::new();
-    if conntrack.max_per_core > 0 && kernel::sysctl_number(MAX).is_some_and(|current| current < wanted) {
+    if conntrack.max_per_core > 0 && host::sysctl_number(MAX).is_some_and(|current| current < wanted) {
         parameters.push((MAX, wanted));
     }
     for (name, value) in [
@@ -374,14 +419,5 @@ fn tune_conntrack(conntrack: &Conntrack) {
     if conntrack.tcp_be_liberal {
         parameters.push(("net/netfilter/nf_conntrack_tcp_be_liberal", 1));
     }
-    // Replies between pods on one bridge must pass the rules too, or they arrive from the wrong address.
-    const BRIDGED: &str = "net/bridge/bridge-nf-call-iptables";
-    if kernel::sysctl_number(BRIDGED) == Some(0) {
-        parameters.push((BRIDGED, 1));
-    }
-    for (name, value) in parameters {
-        if let Err(error) = kernel::sysctl(name, &value.to_string()) {
-            tracing::warn!(error = error_chain(&error), value, "cannot set a kernel parameter");
-        }
-    }
+    parameters
 }

@@ -1,215 +1,58 @@
-//! The nftables backend: a [`Ruleset`] is the whole content of our one table as a value. It is compiled from the plan,
-//! compared with the one that is installed, and the difference is text for `nft -f -`.
+//! The nftables backend: one table for each address family, whose rules stay the same while services come and go.
 //!
-//! A packet meets, in this order: `firewall-check` (source ranges of load balancers), `services` (two map look-ups, so
-//! the cost does not grow with the number of services), the service's own chain, which picks an endpoint; then in the
-//! filter hooks `service-endpoints-check`/`nodeport-endpoints-check` for services that nobody serves; and on the way
-//! out `masquerading`.
+//! Upstream has a chain for each service and for each endpoint. Here services and endpoints are elements of maps, and
+//! there is one chain for each *way of treating* a service (a class): by its number of endpoints, traffic policy and
+//! affinity. A new connection to 10.96.0.1:80, which has two endpoints, meets
+//!
+//! ```text
+//! nat-prerouting → services:
+//!   ip daddr . meta l4proto . th dport   looked up in   services { 10.96.0.1 . tcp . 80 : 10.96.0.1 . tcp . 80 . CLASS }
+//!   CLASS                                looked up in   classes { CLASS : goto address-cluster-2 }
+//! address-cluster-2:
+//!   ip daddr . meta l4proto . th dport   looked up in   services, once more, for the first three fields
+//!   those . random number below 2        looked up in   cluster-endpoints { 10.96.0.1 . tcp . 80 . 0 : 10.244.1.5 . 8080,
+//!                                                                           10.96.0.1 . tcp . 80 . 1 : 10.244.2.7 . 8080 }
+//!   dnat to that
+//! ```
+//!
+//! So a change of endpoints is a few elements in the kernel, whatever the size of the table; and the kernel, which
+//! checks all chains for loops whenever a jump is added, has a few dozen chains to check instead of 100,000.
+//!
+//! A packet meets, in this order: `firewall-check` (source ranges of load balancers), `services`, the class's chain; in
+//! the filter hooks `service-endpoints-check`, `nodeport-endpoints-check` for services that nobody serves, and
+//! `cluster-ips-check` for ports that do not exist; and on the way out `masquerading`.
+//!
+//! [`schema`] says what the sets hold, [`chains`] what the rules are, [`table`] turns plans into operations and keeps who
+//! owns what, [`wire`] and [`installed`] are the netlink side, and [`backend`] puts them together behind [`Kernel`].
 
-mod compile;
-mod diff;
+mod backend;
+mod chains;
+mod installed;
+mod rule;
+mod schema;
+mod table;
+mod wire;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod trace;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write as _};
-use std::net::Ipv4Addr;
+pub use backend::{Backend, BackendError, Kernel};
+pub use chains::{LocalTraffic, Settings};
+pub use wire::{KernelError, NetlinkKernel};
 
-use ipnet::Ipv4Net;
-
-pub use compile::{Settings, compile};
-pub use diff::{Installed, Transaction, adopt, diff, replace};
-pub use trace::{Outcome, Packet, trace};
-
-use crate::model::Protocol;
-
+/// The name of our tables, as upstream's.
 pub const TABLE: &str = "kube-proxy";
 
-/// The content of our table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ruleset {
-    pub chains: BTreeMap<String, Chain>,
-    pub maps: BTreeMap<String, Map>,
-    pub sets: BTreeMap<String, Set>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chain {
-    /// Where the kernel calls the chain; `None` for chains that only others jump to.
-    pub hook: Option<Hook>,
-    pub rules: Vec<Rule>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hook {
-    pub kind: &'static str,
-    pub hook: &'static str,
-    pub priority: i32,
-}
-
-/// A verdict map. All elements have the same kind of key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Map {
-    /// The key has an address in front of protocol and port.
-    pub with_address: bool,
-    pub elements: BTreeMap<Key, Verdict>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    pub address: Option<Ipv4Addr>,
-    pub protocol: Protocol,
-    pub port: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Set {
-    Addresses(BTreeSet<Ipv4Addr>),
-    /// Source, destination, protocol and port of connections from an endpoint to itself.
-    Hairpins(BTreeSet<(Ipv4Addr, Protocol, u16)>),
-    /// Filled by the kernel: the clients of one endpoint, for so many seconds after their last connection.
-    Affinity {
-        seconds: u32,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Goto(String),
-    Drop,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    pub matches: Vec<Match>,
-    pub action: Action,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Match {
-    /// The first packet of a connection.
-    CtNew,
-    CtDnat,
-    SourceIn(Ipv4Net),
-    SourceNotIn(Vec<Ipv4Net>),
-    DestinationNotIn(Ipv4Net),
-    /// The address belongs to this node.
-    SourceLocal,
-    DestinationLocal,
-    DestinationInSet(&'static str),
-    SourceInAffinity(String),
-    MarkSet(u32),
-    Hairpin(&'static str),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    Jump(String),
-    Goto(String),
-    /// Looks the packet up in the map and does what it says; goes on if it is not there.
-    LookUp {
-        map: &'static str,
-        with_address: bool,
-    },
-    Mark(u32),
-    /// Clears the mark first, so that the packet is not masqueraded again in another place.
-    Masquerade {
-        clear: Option<u32>,
-    },
-    Dnat {
-        protocol: Protocol,
-        targets: Vec<(Ipv4Addr, u16)>,
-    },
-    /// Goes to one of the chains at random.
-    GotoAny(Vec<String>),
-    Remember(String),
-    Drop,
-    Reject,
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(address) = self.address {
-            write!(f, "{address} . ")?;
-        }
-        write!(f, "{} . {}", self.protocol, self.port)
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Goto(chain) => write!(f, "goto {chain}"),
-            Self::Drop => f.write_str("drop"),
+/// Removes our tables.
+pub fn remove(kernel: &mut impl Kernel) -> Result<(), KernelError> {
+    for family in crate::model::Family::ALL {
+        if kernel.read(family)?.is_some() {
+            kernel.apply(family, &[table::Op::RemoveTable])?;
         }
     }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for condition in &self.matches {
-            write!(f, "{condition} ")?;
-        }
-        write!(f, "{}", self.action)
-    }
-}
-
-impl fmt::Display for Match {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CtNew => f.write_str("ct state new"),
-            Self::CtDnat => f.write_str("ct status dnat"),
-            Self::SourceIn(net) => write!(f, "ip saddr {net}"),
-            Self::SourceNotIn(nets) => write!(f, "ip saddr != {{ {} }}", joined(nets)),
-            Self::DestinationNotIn(net) => write!(f, "ip daddr != {net}"),
-            Self::SourceLocal => f.write_str("fib saddr type local"),
-            Self::DestinationLocal => f.write_str("fib daddr type local"),
-            Self::DestinationInSet(set) => write!(f, "ip daddr @{set}"),
-            Self::SourceInAffinity(set) => write!(f, "ip saddr @{set}"),
-            Self::MarkSet(mark) => write!(f, "meta mark & {mark:#x} != 0"),
-            Self::Hairpin(set) => write!(f, "ip saddr . ip daddr . meta l4proto . th dport @{set}"),
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Jump(chain) => write!(f, "jump {chain}"),
-            Self::Goto(chain) => write!(f, "goto {chain}"),
-            Self::LookUp { map, with_address: true } => {
-                write!(f, "ip daddr . meta l4proto . th dport vmap @{map}")
-            }
-            Self::LookUp { map, with_address: false } => write!(f, "meta l4proto . th dport vmap @{map}"),
-            Self::Mark(mark) => write!(f, "meta mark set meta mark | {mark:#x}"),
-            Self::Masquerade { clear: Some(mark) } => {
-                write!(f, "meta mark set meta mark ^ {mark:#x} masquerade fully-random")
-            }
-            Self::Masquerade { clear: None } => f.write_str("masquerade fully-random"),
-            Self::Dnat { protocol, targets } => write_dnat(f, *protocol, targets),
-            Self::GotoAny(chains) => {
-                let choices: Vec<String> =
-                    chains.iter().enumerate().map(|(index, chain)| format!("{index} : goto {chain}")).collect();
-                write!(f, "numgen random mod {} vmap {{ {} }}", chains.len(), choices.join(", "))
-            }
-            Self::Remember(set) => write!(f, "update @{set} {{ ip saddr }}"),
-            Self::Drop => f.write_str("drop"),
-            Self::Reject => f.write_str("reject"),
-        }
-    }
-}
-
-fn write_dnat(f: &mut fmt::Formatter<'_>, protocol: Protocol, targets: &[(Ipv4Addr, u16)]) -> fmt::Result {
-    if let [(address, port)] = targets {
-        return write!(f, "meta l4proto {protocol} dnat to {address}:{port}");
-    }
-    let mut choices = String::new();
-    for (index, (address, port)) in targets.iter().enumerate() {
-        let comma = if index == 0 { "" } else { ", " };
-        write!(choices, "{comma}{index} : {address} . {port}")?;
-    }
-    write!(f, "meta l4proto {protocol} dnat ip addr . port to numgen random mod {} map {{ {choices} }}", targets.len())
-}
-
-fn joined<T: fmt::Display>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    Ok(())
 }

@@ -1,29 +1,33 @@
-//! Walks one packet through a rule set the way the kernel would, so that tests can ask "where does this go?".
+//! Walks the first packet of a connection through a table the way the kernel would, so that tests can ask "where does
+//! this go?". It runs the very steps and bytes that the kernel gets.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use super::{Action, Key, Match, Rule, Ruleset, Set, Verdict};
-use crate::model::Protocol;
+use super::fake::FakeTable;
+use super::installed::InstalledElement;
+use super::rule::{Base, Fact, LOCAL, STATE_NEW, STATUS_DNAT, Step};
+use super::schema::SetName;
+use crate::model::{Family, Protocol};
 
-/// The first packet of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    pub source: IpAddr,
+    pub destination: IpAddr,
     pub protocol: Protocol,
     pub port: u16,
+    pub interface: &'static str,
     /// The source is this node.
     pub from_node: bool,
     /// The destination is an address of this node.
     pub to_node: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Rewritten to one of these.
     Forwarded {
-        targets: BTreeSet<(Ipv4Addr, u16)>,
+        to: IpAddr,
+        port: u16,
         masqueraded: bool,
     },
     /// Not for a service: goes where it wanted.
@@ -32,260 +36,227 @@ pub enum Outcome {
     Rejected,
 }
 
-enum Walk {
-    Continue,
-    Return(Outcome),
+/// Where the packet can go, for each of a few random numbers.
+pub fn outcomes(table: &FakeTable, packet: Packet) -> BTreeSet<Outcome> {
+    (0..60).map(|random| trace(&mut table.clone(), packet, random)).collect()
 }
 
-/// Where the packet goes.
-pub fn trace(ruleset: &Ruleset, packet: Packet) -> Outcome {
-    let mut tracer = Tracer { ruleset, packet, mark: 0, dnat: BTreeSet::new(), masqueraded: false };
+/// Where the packet goes. The table remembers the client.
+pub fn trace(table: &mut FakeTable, packet: Packet, random: u32) -> Outcome {
+    let mut tracer = Tracer { table, packet, random, registers: [0; 64], mark: 0, dnat: None, masqueraded: false };
     let before = if packet.from_node {
         ["filter-output-pre-dnat", "nat-output"]
     } else {
         ["filter-prerouting-pre-dnat", "nat-prerouting"]
     };
+    let filter = |tracer: &Tracer<'_>| match (packet.from_node, packet.to_node && tracer.dnat.is_none()) {
+        (true, _) => "filter-output",
+        (false, true) => "filter-input",
+        (false, false) => "filter-forward",
+    };
     for chain in before {
-        if let Walk::Return(outcome) = tracer.chain(chain) {
+        if let Some(outcome) = tracer.chain(chain) {
             return outcome;
         }
     }
-    if tracer.dnat.is_empty() {
-        let filter = match (packet.from_node, packet.to_node) {
-            (true, _) => "filter-output",
-            (false, true) => "filter-input",
-            (false, false) => "filter-forward",
-        };
-        return match tracer.chain(filter) {
-            Walk::Return(outcome) => outcome,
-            Walk::Continue => Outcome::Untouched,
-        };
+    if let Some(outcome) = tracer.chain(filter(&tracer)) {
+        return outcome;
     }
     tracer.chain("nat-postrouting");
-    Outcome::Forwarded { targets: tracer.dnat, masqueraded: tracer.masqueraded }
+    match tracer.dnat {
+        None => Outcome::Untouched,
+        Some((to, port)) => Outcome::Forwarded { to, port, masqueraded: tracer.masqueraded },
+    }
 }
 
 struct Tracer<'a> {
-    ruleset: &'a Ruleset,
+    table: &'a mut FakeTable,
     packet: Packet,
+    random: u32,
+    registers: [u8; 64],
     mark: u32,
-    dnat: BTreeSet<(Ipv4Addr, u16)>,
+    dnat: Option<(IpAddr, u16)>,
     masqueraded: bool,
 }
 
+/// What a step does to the walk.
+enum Next {
+    Step,
+    Rule,
+    /// NAT decisions end the walk through a hook, but not the packet's way.
+    EndOfHook,
+    Jump(String),
+    Goto(String),
+    Done(Outcome),
+}
+
 impl Tracer<'_> {
-    fn chain(&mut self, name: &str) -> Walk {
-        let ruleset = self.ruleset;
-        let chain = ruleset.chains.get(name).unwrap_or_else(|| panic!("a rule leads to {name}, which does not exist"));
-        for rule in &chain.rules {
-            if !rule.matches.iter().all(|condition| self.matches(condition)) {
-                continue;
-            }
-            if let Some(walk) = self.act(rule) {
-                return walk;
-            }
-        }
-        Walk::Continue
+    /// `None` when the packet goes on.
+    fn chain(&mut self, name: &str) -> Option<Outcome> {
+        self.walk(name).0
     }
 
-    /// `None` goes on with the next rule.
-    fn act(&mut self, rule: &Rule) -> Option<Walk> {
-        match &rule.action {
-            Action::Jump(chain) => match self.chain(chain) {
-                Walk::Continue if self.dnat.is_empty() && !self.masqueraded => None,
-                walk => Some(walk),
-            },
-            Action::Goto(chain) => Some(self.chain(chain)),
-            Action::LookUp { map, with_address } => {
-                let address = with_address.then_some(self.packet.destination);
-                let key = Key { address, protocol: self.packet.protocol, port: self.packet.port };
-                match self.ruleset.maps[*map].elements.get(&key)? {
-                    Verdict::Goto(chain) => Some(self.chain(&chain.clone())),
-                    Verdict::Drop => Some(Walk::Return(Outcome::Dropped)),
+    /// The outcome, and whether the hook's walk ends.
+    fn walk(&mut self, name: &str) -> (Option<Outcome>, bool) {
+        let chain = self.table.chains.get(name).unwrap_or_else(|| panic!("no chain {name}")).clone();
+        'rules: for rule in &chain.rules {
+            for step in &rule.0 {
+                match self.step(step) {
+                    Next::Step => {}
+                    Next::Rule => continue 'rules,
+                    Next::EndOfHook => return (None, true),
+                    Next::Done(outcome) => return (Some(outcome), true),
+                    Next::Goto(chain) => return self.walk(&chain),
+                    Next::Jump(chain) => match self.walk(&chain) {
+                        (None, false) => {}
+                        ended => return ended,
+                    },
                 }
             }
-            Action::Mark(mark) => {
-                self.mark |= mark;
-                None
+        }
+        (None, false)
+    }
+
+    fn step(&mut self, step: &Step) -> Next {
+        match step {
+            Step::Payload { base, offset, length, to } => {
+                let value = self.payload(*base, *offset, *length);
+                self.store(*to, &value);
             }
-            Action::Masquerade { .. } => {
+            Step::Load { fact, to } => {
+                let value = self.fact(*fact);
+                self.store(*to, &value);
+            }
+            Step::SetMark { from } => self.mark = u32::from_ne_bytes(self.load(*from, 4).try_into().unwrap()),
+            Step::Bits { register, mask, xor } => {
+                let old = self.load(*register, mask.len());
+                let new: Vec<u8> = old.iter().zip(mask).zip(xor).map(|((old, mask), xor)| old & mask ^ xor).collect();
+                self.store(*register, &new);
+            }
+            Step::Compare { register, equal, value } => {
+                return passes((self.load(*register, value.len()) == *value) == *equal);
+            }
+            Step::InSet { set, key, expected } => return passes(self.find(*set, *key).is_some() == *expected),
+            Step::LookUp { map, key, to } => match self.find(*map, *key) {
+                None => return Next::Rule,
+                Some(data) => self.store(*to, &data),
+            },
+            Step::Dispatch { map, key } => match self.find(*map, *key) {
+                None => return Next::Rule,
+                Some(chain) => return Next::Goto(String::from_utf8(chain).unwrap()),
+            },
+            Step::Random { below, to } => self.store(*to, &(self.random % below).to_ne_bytes()),
+            Step::Remember { map, key, data, .. } => {
+                let (key, data) = (self.key(*map, *key), self.load(*data, self.words() + 4));
+                let element = InstalledElement { data, key_end: None };
+                self.table.sets.entry(*map).or_default().entry(key).or_insert(element);
+            }
+            Step::Forget { map, key, .. } => {
+                let key = self.key(*map, *key);
+                self.table.sets.entry(*map).or_default().remove(&key);
+            }
+            Step::Dnat { address, port } => {
+                let port = self.load(*port, 2);
+                let address = self.load(*address, self.words());
+                self.dnat = Some((read_address(&address), u16::from_be_bytes([port[0], port[1]])));
+                return Next::EndOfHook;
+            }
+            Step::Masquerade => {
                 self.masqueraded = true;
-                Some(Walk::Continue)
+                return Next::EndOfHook;
             }
-            Action::Dnat { protocol, targets } => {
-                if *protocol != self.packet.protocol {
-                    return None;
-                }
-                self.dnat.extend(targets);
-                Some(Walk::Continue)
-            }
-            Action::GotoAny(chains) => {
-                for chain in chains {
-                    self.chain(chain);
-                }
-                Some(Walk::Continue)
-            }
-            Action::Remember(_) => None,
-            Action::Drop => Some(Walk::Return(Outcome::Dropped)),
-            Action::Reject => Some(Walk::Return(Outcome::Rejected)),
+            Step::Reject => return Next::Done(Outcome::Rejected),
+            Step::Drop => return Next::Done(Outcome::Dropped),
+            Step::Jump(chain) => return Next::Jump((*chain).to_owned()),
+        }
+        Next::Step
+    }
+
+    fn family(&self) -> Family {
+        Family::of(self.packet.source)
+    }
+
+    /// Bytes of an address.
+    fn words(&self) -> usize {
+        if self.packet.source.is_ipv4() { 4 } else { 16 }
+    }
+
+    fn store(&mut self, to: u8, value: &[u8]) {
+        let at = usize::from(to) * 4;
+        self.registers[at..(at + value.len()).next_multiple_of(4)].fill(0);
+        self.registers[at..at + value.len()].copy_from_slice(value);
+    }
+
+    fn load(&self, from: u8, length: usize) -> Vec<u8> {
+        self.registers[usize::from(from) * 4..][..length].to_vec()
+    }
+
+    fn key(&self, set: SetName, from: u8) -> Vec<u8> {
+        self.load(from, set.key().iter().map(|field| field.length(self.family())).sum())
+    }
+
+    fn find(&self, set: SetName, from: u8) -> Option<Vec<u8>> {
+        let key = self.key(set, from);
+        let elements = &self.table.sets[&set];
+        if !set.is_interval() {
+            return elements.get(&key).map(|element| element.data.clone());
+        }
+        // A range of several fields contains a key if each field is in its own range.
+        let contains = |start: &Vec<u8>, element: &&InstalledElement| {
+            let mut at = 0;
+            set.key().iter().all(|field| {
+                let part = at..at + field.length(self.family());
+                at = part.end;
+                let end = element.key_end.as_ref().unwrap_or(start);
+                start[part.clone()] <= key[part.clone()] && key[part.clone()] <= end[part]
+            })
+        };
+        elements.iter().find(|(start, element)| contains(start, element)).map(|(_, element)| element.data.clone())
+    }
+
+    fn payload(&self, base: Base, offset: u32, length: u32) -> Vec<u8> {
+        let dnat = self.dnat.map(|(address, _)| address);
+        match (base, offset, length) {
+            (Base::Network, 12, 4) | (Base::Network, 8, 16) => octets(self.packet.source),
+            (Base::Network, 16, 4) | (Base::Network, 24, 16) => octets(dnat.unwrap_or(self.packet.destination)),
+            (Base::Transport, 2, 2) => self.dnat.map_or(self.packet.port, |(_, port)| port).to_be_bytes().to_vec(),
+            other => panic!("no packet has anything known at {other:?}"),
         }
     }
 
-    fn matches(&self, condition: &Match) -> bool {
-        let packet = &self.packet;
-        match condition {
-            Match::CtNew => true,
-            Match::CtDnat => !self.dnat.is_empty(),
-            Match::SourceIn(net) => net.contains(&packet.source),
-            Match::SourceNotIn(nets) => !nets.iter().any(|net| net.contains(&packet.source)),
-            Match::DestinationNotIn(net) => !net.contains(&packet.destination),
-            Match::SourceLocal => packet.from_node,
-            Match::DestinationLocal => packet.to_node,
-            Match::DestinationInSet(set) => match &self.ruleset.sets[*set] {
-                Set::Addresses(addresses) => addresses.contains(&packet.destination),
-                _ => false,
-            },
-            // Nobody is remembered yet: the packet is the first of its client.
-            Match::SourceInAffinity(_) => false,
-            Match::MarkSet(mark) => self.mark & mark != 0,
-            Match::Hairpin(set) => match &self.ruleset.sets[*set] {
-                Set::Hairpins(hairpins) => hairpins.iter().any(|(address, protocol, port)| {
-                    *address == packet.source && *protocol == packet.protocol && self.dnat.contains(&(*address, *port))
-                }),
-                _ => false,
-            },
+    fn fact(&self, fact: Fact) -> Vec<u8> {
+        let number = |number: u32| number.to_ne_bytes().to_vec();
+        let local = |local: bool| number(if local { LOCAL } else { 1 });
+        match fact {
+            Fact::Protocol => vec![self.packet.protocol.number()],
+            Fact::Mark => number(self.mark),
+            Fact::InputInterface => {
+                let mut name = self.packet.interface.as_bytes().to_vec();
+                name.resize(16, 0);
+                name
+            }
+            Fact::ConnectionState => number(STATE_NEW),
+            Fact::ConnectionStatus => number(if self.dnat.is_some() { STATUS_DNAT } else { 0 }),
+            Fact::SourceType => local(self.packet.from_node),
+            Fact::DestinationType => local(self.packet.to_node && self.dnat.is_none()),
         }
     }
 }
 
-#[cfg(test)]
-pub(crate) mod testing {
-    use super::super::Settings;
+fn passes(condition: bool) -> Next {
+    if condition { Next::Step } else { Next::Rule }
+}
 
-    pub fn settings() -> Settings {
-        Settings {
-            mark: 0x4000,
-            masquerade_all: false,
-            cluster_cidr: Some("10.244.0.0/16".parse().unwrap()),
-            node_port_addresses: None,
-        }
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::compile;
-    use super::testing::settings;
-    use super::*;
-    use crate::model::{Endpoint, Service};
-    use crate::plan::plan;
-    use crate::plan::testing::{endpoint, model, service};
-
-    const POD: &str = "10.244.1.9";
-    const NODE: &str = "10.99.0.2";
-    const OUTSIDE: &str = "203.0.113.7";
-
-    fn packet(source: &str, destination: &str, port: u16) -> Packet {
-        Packet {
-            source: source.parse().unwrap(),
-            destination: destination.parse().unwrap(),
-            protocol: Protocol::Tcp,
-            port,
-            from_node: source == NODE,
-            to_node: destination == NODE,
-        }
-    }
-
-    fn http() -> Service {
-        service("10.96.0.1", &[("http", Protocol::Tcp, 80, Some(30080))])
-    }
-
-    fn both() -> Vec<Endpoint> {
-        vec![endpoint("10.244.1.2", "node1"), endpoint("10.244.2.2", "node2")]
-    }
-
-    fn run(service: Service, endpoints: Vec<Endpoint>, packet: Packet) -> Outcome {
-        trace(&compile(&plan(&model(service, endpoints)), &settings()), packet)
-    }
-
-    fn to(addresses: &[&str], masqueraded: bool) -> Outcome {
-        let targets = addresses.iter().map(|address| (address.parse().unwrap(), 8080)).collect();
-        Outcome::Forwarded { targets, masqueraded }
-    }
-
-    #[test]
-    fn cluster_ip() {
-        let all = ["10.244.1.2", "10.244.2.2"];
-        assert_eq!(run(http(), both(), packet(POD, "10.96.0.1", 80)), to(&all, false));
-        assert_eq!(run(http(), both(), packet(NODE, "10.96.0.1", 80)), to(&all, true));
-        assert_eq!(run(http(), both(), packet(OUTSIDE, "10.96.0.1", 80)), to(&all, true));
-        // An endpoint that reaches itself must not see its own address as the client.
-        assert_eq!(
-            run(http(), vec![both().remove(0)], packet("10.244.1.2", "10.96.0.1", 80)),
-            to(&["10.244.1.2"], true)
-        );
-        assert_eq!(run(http(), both(), packet(POD, "10.96.0.1", 81)), Outcome::Rejected);
-        assert_eq!(run(http(), vec![], packet(POD, "10.96.0.1", 80)), Outcome::Rejected);
-        assert_eq!(run(http(), both(), packet(POD, "192.0.2.99", 80)), Outcome::Untouched);
-    }
-
-    #[test]
-    fn node_port() {
-        let all = ["10.244.1.2", "10.244.2.2"];
-        assert_eq!(run(http(), both(), packet(OUTSIDE, NODE, 30080)), to(&all, true));
-        assert_eq!(run(http(), both(), packet(OUTSIDE, NODE, 30081)), Outcome::Untouched);
-        assert_eq!(run(http(), vec![], packet(OUTSIDE, NODE, 30080)), Outcome::Rejected);
-    }
-
-    #[test]
-    fn node_port_on_chosen_addresses_only() {
-        let chosen = super::super::Settings { node_port_addresses: Some([NODE.parse().unwrap()].into()), ..settings() };
-        let ruleset = compile(&plan(&model(http(), both())), &chosen);
-        assert_eq!(trace(&ruleset, packet(OUTSIDE, NODE, 30080)), to(&["10.244.1.2", "10.244.2.2"], true));
-        let other = Packet { to_node: true, ..packet(OUTSIDE, "10.98.0.2", 30080) };
-        assert_eq!(trace(&ruleset, other), Outcome::Untouched);
-    }
-
-    #[test]
-    fn external_policy_local_keeps_the_client_address() {
-        let mut local = http();
-        local.external_local = true;
-        let all = ["10.244.1.2", "10.244.2.2"];
-        assert_eq!(run(local.clone(), both(), packet(OUTSIDE, NODE, 30080)), to(&["10.244.1.2"], false));
-        assert_eq!(run(local.clone(), both(), packet(POD, NODE, 30080)), to(&all, false));
-        assert_eq!(run(local.clone(), both(), packet(NODE, NODE, 30080)), to(&all, true));
-        let away = vec![endpoint("10.244.2.2", "node2")];
-        assert_eq!(run(local.clone(), away.clone(), packet(OUTSIDE, NODE, 30080)), Outcome::Dropped);
-        assert_eq!(run(local, away, packet(POD, "10.96.0.1", 80)), to(&["10.244.2.2"], false));
-    }
-
-    #[test]
-    fn internal_policy_local() {
-        let mut local = http();
-        local.internal_local = true;
-        assert_eq!(run(local.clone(), both(), packet(POD, "10.96.0.1", 80)), to(&["10.244.1.2"], false));
-        let away = vec![endpoint("10.244.2.2", "node2")];
-        assert_eq!(run(local.clone(), away.clone(), packet(POD, "10.96.0.1", 80)), Outcome::Dropped);
-        assert_eq!(run(local, away, packet(OUTSIDE, NODE, 30080)), to(&["10.244.2.2"], true));
-    }
-
-    #[test]
-    fn external_and_load_balancer_addresses() {
-        let mut public = http();
-        public.external_ips = vec!["198.51.100.1".parse().unwrap()];
-        public.load_balancer_ips = vec!["198.51.100.2".parse().unwrap()];
-        public.source_ranges = vec!["203.0.113.0/24".parse().unwrap()];
-        let all = ["10.244.1.2", "10.244.2.2"];
-        assert_eq!(run(public.clone(), both(), packet(OUTSIDE, "198.51.100.1", 80)), to(&all, true));
-        assert_eq!(run(public.clone(), both(), packet(OUTSIDE, "198.51.100.2", 80)), to(&all, true));
-        assert_eq!(run(public.clone(), both(), packet("8.8.8.8", "198.51.100.2", 80)), Outcome::Dropped);
-        assert_eq!(run(public, both(), packet("8.8.8.8", "198.51.100.1", 80)), to(&all, true));
-    }
-
-    #[test]
-    fn affinity_starts_at_any_endpoint() {
-        let mut sticky = http();
-        sticky.affinity = Some(60);
-        assert_eq!(run(sticky, both(), packet(POD, "10.96.0.1", 80)), to(&["10.244.1.2", "10.244.2.2"], false));
+fn read_address(bytes: &[u8]) -> IpAddr {
+    match <[u8; 4]>::try_from(bytes) {
+        Ok(four) => IpAddr::from(four),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ fn ip(arguments: &str) {
 
 impl Lab {
     pub fn new(mode: &str) -> Self {
-        let prefix = format!("kkp{}{}", std::process::id(), &mode[..1]);
+        static LABS: AtomicUsize = AtomicUsize::new(0);
+        let prefix = format!("kkp{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let lab = Self {
             mode: mode.to_owned(),
             prefix,

@@ -1,15 +1,17 @@
-//! The iptables backend, with upstream's chain names, as existing clusters and the tools around them know it. The
-//! whole of our chains is one script for `iptables-restore --noflush`; chains of others stay as they are.
+//! The content of our chains as text for `iptables-restore`, with upstream's chain names, as existing clusters and the
+//! tools around them know them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use crate::nftables::Settings;
-use crate::plan::{Disposition, Plan, PlannedPort, Target};
+use crate::model::{Family, ServiceName};
+use crate::nftables::{LocalTraffic, Settings};
+use crate::plan::{Disposition, PlannedPort, Plans, Target};
 
 /// A chain that exists as long as nobody flushed the tables behind our back.
 const CANARY: &str = "KUBE-PROXY-CANARY";
@@ -18,11 +20,18 @@ const CANARY: &str = "KUBE-PROXY-CANARY";
 pub const SIGNS: [(&str, &str, Option<&str>); 3] =
     [("nat", CANARY, None), ("nat", "PREROUTING", Some("KUBE-SERVICES")), ("filter", "FORWARD", Some("KUBE-SERVICES"))];
 
-const FILTER_CHAINS: [&str; 4] = ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL"];
+const FILTER_CHAINS: [&str; 5] =
+    ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL", "KUBE-FIREWALL"];
 const NAT_CHAINS: [&str; 5] = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", CANARY];
 
 /// Prefixes of the chains that belong to single services.
 const OWN_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-", "KUBE-FW-"];
+
+/// Whether the chain is one of ours. The last one is shared with kubelets.
+pub fn is_ours(chain: &str) -> bool {
+    let fixed = FILTER_CHAINS.contains(&chain) || NAT_CHAINS.contains(&chain);
+    (fixed && chain != "KUBE-FIREWALL") || OWN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+}
 
 /// A rule that leads from a built-in chain to one of ours.
 pub struct JumpRule {
@@ -45,6 +54,7 @@ pub fn jumps() -> Vec<JumpRule> {
         (&["FORWARD", "OUTPUT"], "KUBE-SERVICES", "kubernetes service portals", &new),
         (&["INPUT", "FORWARD"], "KUBE-EXTERNAL-SERVICES", "kubernetes externally-visible service portals", &new),
         (&["INPUT", "FORWARD", "OUTPUT"], "KUBE-PROXY-FIREWALL", "kubernetes load balancer firewall", &new),
+        (&["INPUT", "OUTPUT"], "KUBE-FIREWALL", "kubernetes firewall", &[]),
     ] {
         all.extend(chains.iter().map(|chain| jump("filter", chain, target, comment, condition)));
     }
@@ -55,48 +65,41 @@ pub fn jumps() -> Vec<JumpRule> {
     all
 }
 
-/// The script for everything. `existing_filter` and `existing_nat` are the chains that the tables have: those of
-/// services that are gone are removed.
-pub fn script(
-    plan: &Plan,
-    settings: &Settings,
-    existing_filter: &BTreeSet<String>,
-    existing_nat: &BTreeSet<String>,
-) -> String {
+/// What `iptables` alone has to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Extras {
+    /// Node ports answer on 127.0.0.1, too.
+    pub localhost_node_ports: bool,
+}
+
+/// The content of all our chains: filter, and nat.
+pub fn tables(plans: &Plans, settings: &Settings, extras: Extras) -> [Table; 2] {
     let mut filter = Table::new("filter", &FILTER_CHAINS);
     let mut nat = Table::new("nat", &NAT_CHAINS);
-    fixed_rules(&mut filter, &mut nat, settings);
-    for port in &plan.ports {
-        Writer { filter: &mut filter, nat: &mut nat, settings, port }.write();
+    fixed_rules(&mut filter, &mut nat, settings, extras);
+    for (service, plan) in plans {
+        for port in plan.ports.iter().filter(|port| port.family() == settings.family) {
+            let id = match &*port.name {
+                "" => service.to_string(),
+                name => format!("{service}:{name}"),
+            };
+            Writer { filter: &mut filter, nat: &mut nat, settings, port, service, id }.write();
+        }
     }
-    node_port_jumps(&mut nat, settings);
-    filter.finish(existing_filter) + &nat.finish(existing_nat)
+    node_port_jumps(&mut nat, settings, extras);
+    [filter, nat]
 }
 
-/// The script that removes all our chains; the jumps must have been removed before.
-pub fn removal(existing_filter: &BTreeSet<String>, existing_nat: &BTreeSet<String>) -> String {
-    let table = |name: &str, fixed: &[&str], existing: &BTreeSet<String>| {
-        let ours = |chain: &&String| {
-            fixed.contains(&chain.as_str()) || OWN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
-        };
-        let ours: Vec<&String> = existing.iter().filter(ours).collect();
-        let mut text = format!("*{name}\n");
-        for chain in &ours {
-            let _ = writeln!(text, ":{chain} - [0:0]");
-        }
-        for chain in &ours {
-            let _ = writeln!(text, "-X {chain}");
-        }
-        text + "COMMIT\n"
-    };
-    table("filter", &FILTER_CHAINS, existing_filter) + &table("nat", &NAT_CHAINS, existing_nat)
-}
-
-fn fixed_rules(filter: &mut Table, nat: &mut Table, settings: &Settings) {
+fn fixed_rules(filter: &mut Table, nat: &mut Table, settings: &Settings, extras: Extras) {
     let mark = format!("{:#x}", settings.mark);
     filter.rule("KUBE-FORWARD", "-m conntrack --ctstate INVALID -j DROP");
     filter.rule("KUBE-FORWARD", &format!("-m mark --mark {mark}/{mark} -j ACCEPT"));
     filter.rule("KUBE-FORWARD", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
+    if extras.localhost_node_ports && settings.family == Family::Ipv4 {
+        // Packets for 127.0.0.1 are routed now; those of others must not get there.
+        let foreign = "-d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP";
+        filter.rule("KUBE-FIREWALL", foreign);
+    }
     nat.rule("KUBE-POSTROUTING", &format!("-m mark ! --mark {mark}/{mark} -j RETURN"));
     nat.rule("KUBE-POSTROUTING", &format!("-j MARK --xor-mark {mark}"));
     nat.rule("KUBE-POSTROUTING", "-j MASQUERADE --random-fully");
@@ -104,58 +107,84 @@ fn fixed_rules(filter: &mut Table, nat: &mut Table, settings: &Settings) {
 }
 
 /// Must come last in KUBE-SERVICES: everything else is more specific.
-fn node_port_jumps(nat: &mut Table, settings: &Settings) {
+fn node_port_jumps(nat: &mut Table, settings: &Settings, extras: Extras) {
+    let loopback = extras.localhost_node_ports && settings.family == Family::Ipv4;
     match &settings.node_port_addresses {
         None => {
-            let local = "! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS";
-            nat.rule("KUBE-SERVICES", local);
+            let outside = match (loopback, settings.family) {
+                (true, _) => "",
+                (false, Family::Ipv4) => "! -d 127.0.0.0/8 ",
+                (false, Family::Ipv6) => "! -d ::1/128 ",
+            };
+            nat.rule("KUBE-SERVICES", &format!("{outside}-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"));
         }
         Some(addresses) => {
-            for address in addresses.iter().filter(|address| !address.is_loopback()) {
-                nat.rule("KUBE-SERVICES", &format!("-d {address}/32 -j KUBE-NODEPORTS"));
+            for address in addresses.iter().filter(|address| loopback || !address.is_loopback()) {
+                nat.rule("KUBE-SERVICES", &format!("-d {} -j KUBE-NODEPORTS", IpNet::from(*address)));
             }
         }
     }
 }
 
-/// One table of the script: chains are declared (which empties them) before the rules.
-struct Table {
-    name: &'static str,
-    chains: BTreeSet<String>,
-    rules: String,
+/// The chains of one table, each with its rules.
+pub struct Table {
+    pub name: &'static str,
+    chains: BTreeMap<String, String>,
 }
+
+/// The chains that a table has, with a number that stands for their rules; 0 if those are not known.
+pub type Applied = BTreeMap<String, u64>;
 
 impl Table {
     fn new(name: &'static str, chains: &[&str]) -> Self {
-        Self { name, chains: chains.iter().map(|&chain| chain.to_owned()).collect(), rules: String::new() }
+        Self { name, chains: chains.iter().map(|&chain| (chain.to_owned(), String::new())).collect() }
     }
 
     fn chain(&mut self, name: &str) {
-        self.chains.insert(name.to_owned());
+        self.chains.entry(name.to_owned()).or_default();
     }
 
     fn rule(&mut self, chain: &str, rule: &str) {
+        let rules = self.chains.entry(chain.to_owned()).or_default();
         // Writing to a string cannot fail.
-        let _ = writeln!(self.rules, "-A {chain} {rule}");
+        let _ = writeln!(rules, "-A {chain} {rule}");
     }
 
-    fn finish(self, existing: &BTreeSet<String>) -> String {
-        let stale: Vec<&String> = existing
-            .iter()
-            .filter(|chain| OWN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix)))
-            .filter(|chain| !self.chains.contains(*chain))
-            .collect();
-        let mut text = format!("*{}\n", self.name);
-        for chain in self.chains.iter().chain(stale.iter().copied()) {
-            let _ = writeln!(text, ":{chain} - [0:0]");
+    pub fn applied(&self) -> Applied {
+        let number = |rules: &String| {
+            let mut hasher = DefaultHasher::new();
+            rules.hash(&mut hasher);
+            hasher.finish().max(1)
+        };
+        self.chains.iter().map(|(name, rules)| (name.clone(), number(rules))).collect()
+    }
+
+    /// The script that brings the table from what it has to what is wanted: `wanted` is what this table's
+    /// [`applied`](Self::applied) says. Chains that do not change are not mentioned.
+    pub fn script(&self, has: &Applied, wanted: &Applied) -> Option<String> {
+        let changed: Vec<(&String, &String)> =
+            self.chains.iter().filter(|(name, _)| has.get(*name) != wanted.get(*name)).collect();
+        let stale: Vec<&String> = has.keys().filter(|name| is_ours(name) && !wanted.contains_key(*name)).collect();
+        if changed.is_empty() && stale.is_empty() {
+            return None;
         }
-        text.push_str(&self.rules);
-        for chain in stale {
-            let _ = writeln!(text, "-X {chain}");
+        let mut text = format!("*{}\n", self.name);
+        // Declaring a chain empties it.
+        for name in changed.iter().map(|(name, _)| *name).chain(stale.iter().copied()) {
+            let _ = writeln!(text, ":{name} - [0:0]");
+        }
+        changed.iter().for_each(|(_, rules)| text.push_str(rules));
+        for name in stale {
+            let _ = writeln!(text, "-X {name}");
         }
         text.push_str("COMMIT\n");
-        text
+        Some(text)
     }
+}
+
+/// The script that removes all our chains from a table; the jumps must have been removed before.
+pub fn removal(table: &'static str, has: &Applied) -> Option<String> {
+    Table::new(table, &[]).script(has, &Applied::new())
 }
 
 struct Writer<'a> {
@@ -163,6 +192,9 @@ struct Writer<'a> {
     nat: &'a mut Table,
     settings: &'a Settings,
     port: &'a PlannedPort,
+    service: &'a ServiceName,
+    /// For people.
+    id: String,
 }
 
 impl Writer<'_> {
@@ -207,7 +239,7 @@ impl Writer<'_> {
             }
         }
         if let Some(number) = port.node_port {
-            let protocol = port.id.protocol;
+            let protocol = port.protocol;
             let to = format!("-p {protocol} -m {protocol} --dport {number}");
             if port.served {
                 self.nat.rule("KUBE-NODEPORTS", &format!("{} {to} -j {external}", self.comment("node port")));
@@ -225,8 +257,8 @@ impl Writer<'_> {
             return;
         }
         if !port.cluster.is_empty() {
-            if let Some(pods) = self.settings.cluster_cidr {
-                self.nat.rule(external, &format!("-s {pods} -j {cluster}"));
+            if let Some(pods) = self.pods(true) {
+                self.nat.rule(external, &format!("{pods} -j {cluster}"));
             }
             self.nat.rule(external, "-m addrtype --src-type LOCAL -j KUBE-MARK-MASQ");
             self.nat.rule(external, &format!("-m addrtype --src-type LOCAL -j {cluster}"));
@@ -240,18 +272,19 @@ impl Writer<'_> {
     /// those that still have the address when they are filtered were not allowed.
     fn firewall(&mut self, external: &str) -> String {
         let port = self.port;
-        if !port.served || port.load_balancer_ips.is_empty() || port.source_ranges.is_empty() {
+        let Some(ranges) = port.source_ranges.as_ref().filter(|_| port.served && !port.load_balancer_ips.is_empty())
+        else {
             return external.to_owned();
-        }
+        };
         let firewall = self.hashed("KUBE-FW-", "");
         self.nat.chain(&firewall);
-        let own = port.load_balancer_ips.iter().map(|&address| Ipv4Net::from(address));
-        for allowed in port.source_ranges.iter().copied().chain(own) {
+        let own = port.load_balancer_ips.iter().map(|&address| IpNet::from(address));
+        for allowed in ranges.iter().copied().chain(own) {
             self.nat.rule(&firewall, &format!("-s {allowed} -j {external}"));
         }
         for &address in &port.load_balancer_ips {
             let to = self.to(address);
-            let why = format!("-m comment --comment \"{} not in the source ranges\"", port.id);
+            let why = format!("-m comment --comment \"{} not in the source ranges\"", self.id);
             self.filter.rule("KUBE-PROXY-FIREWALL", &format!("{why} {to} -j DROP"));
         }
         firewall
@@ -267,8 +300,8 @@ impl Writer<'_> {
         let to = self.to(self.port.cluster_ip);
         if self.settings.masquerade_all {
             self.nat.rule(&name, &format!("{to} -j KUBE-MARK-MASQ"));
-        } else if let Some(pods) = self.settings.cluster_cidr {
-            self.nat.rule(&name, &format!("! -s {pods} {to} -j KUBE-MARK-MASQ"));
+        } else if let Some(others) = self.pods(false) {
+            self.nat.rule(&name, &format!("{others} {to} -j KUBE-MARK-MASQ"));
         }
         let chains: Vec<String> = targets.iter().map(|target| self.endpoint_chain(target)).collect();
         if let Some(seconds) = self.port.affinity {
@@ -291,16 +324,16 @@ impl Writer<'_> {
     }
 
     fn endpoints(&mut self) {
-        let protocol = self.port.id.protocol;
+        let protocol = self.port.protocol;
         for target in self.port.targets() {
             let chain = self.endpoint_chain(&target);
             self.nat.chain(&chain);
-            self.nat.rule(&chain, &format!("-s {}/32 -j KUBE-MARK-MASQ", target.address));
+            self.nat.rule(&chain, &format!("-s {} -j KUBE-MARK-MASQ", IpNet::from(target.address)));
             let remember = match self.port.affinity {
                 Some(_) => format!("-m recent --name {chain} --set "),
                 None => String::new(),
             };
-            let to = format!("{}:{}", target.address, target.port);
+            let to = std::net::SocketAddr::new(target.address, target.port);
             self.nat.rule(&chain, &format!("-p {protocol} -m {protocol} {remember}-j DNAT --to-destination {to}"));
         }
     }
@@ -311,16 +344,27 @@ impl Writer<'_> {
             Disposition::Drop => ("has no local endpoints", "DROP"),
             Disposition::Reject => ("has no endpoints", "REJECT"),
         };
-        self.filter.rule(chain, &format!("-m comment --comment \"{} {why}\" {to} -j {action}", self.port.id));
+        self.filter.rule(chain, &format!("-m comment --comment \"{} {why}\" {to} -j {action}", self.id));
     }
 
     fn comment(&self, what: &str) -> String {
-        format!("-m comment --comment \"{} {what}\"", self.port.id)
+        format!("-m comment --comment \"{} {what}\"", self.id)
     }
 
-    fn to(&self, address: Ipv4Addr) -> String {
-        let protocol = self.port.id.protocol;
-        format!("-d {address}/32 -p {protocol} -m {protocol} --dport {}", self.port.port)
+    fn to(&self, address: IpAddr) -> String {
+        let (protocol, to) = (self.port.protocol, IpNet::from(address));
+        format!("-d {to} -p {protocol} -m {protocol} --dport {}", self.port.port)
+    }
+
+    /// The condition that traffic comes from pods of this node, or does not; `None` if that cannot be known.
+    fn pods(&self, expected: bool) -> Option<String> {
+        let not = if expected { "" } else { "! " };
+        match &self.settings.local_traffic {
+            LocalTraffic::Unknown => None,
+            LocalTraffic::Network(net) => Some(format!("{not}-s {net}")),
+            LocalTraffic::Interface(name) => Some(format!("{not}-i {name}")),
+            LocalTraffic::InterfacePrefix(prefix) => Some(format!("{not}-i {prefix}+")),
+        }
     }
 
     fn endpoint_chain(&self, target: &Target) -> String {
@@ -329,7 +373,7 @@ impl Writer<'_> {
 
     /// Sixteen characters of the base32 form of a hash, as upstream names its chains.
     fn hashed(&self, prefix: &str, suffix: &str) -> String {
-        let identity = format!("{}{}{suffix}", self.port.id, self.port.id.protocol);
+        let identity = format!("{}/{}{}{suffix}", self.service, self.port.name, self.port.protocol);
         format!("{prefix}{}", base32_16(&Sha256::digest(identity.as_bytes())))
     }
 }
@@ -352,14 +396,15 @@ fn base32_16(digest: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::model::{Protocol, Service};
-    use crate::plan::plan;
-    use crate::plan::testing::{endpoint, model, service};
+    use crate::plan::testing::{endpoint, planned, service};
 
-    fn settings() -> Settings {
+    fn settings(family: Family) -> Settings {
+        let pods = if family == Family::Ipv4 { "10.244.0.0/16" } else { "fd01::/48" };
         Settings {
+            family,
             mark: 0x4000,
             masquerade_all: false,
-            cluster_cidr: "10.244.0.0/16".parse().ok(),
+            local_traffic: LocalTraffic::Network(pods.parse().unwrap()),
             node_port_addresses: None,
         }
     }
@@ -368,9 +413,24 @@ mod tests {
         service("10.96.0.1", &[("http", Protocol::Tcp, 80, Some(30080))])
     }
 
+    fn tables_of(plans: &Plans, settings: &Settings) -> [Table; 2] {
+        tables(plans, settings, Extras { localhost_node_ports: false })
+    }
+
+    fn whole(tables: &[Table; 2]) -> String {
+        tables.iter().filter_map(|table| table.script(&Applied::new(), &table.applied())).collect()
+    }
+
+    fn plans(service: Service, nodes: &[&str]) -> Plans {
+        let prefix = if service.cluster_ip.is_ipv4() { "10.244.0." } else { "fd01::" };
+        let endpoints =
+            nodes.iter().enumerate().map(|(i, node)| endpoint(&format!("{prefix}{}", i + 1), node)).collect();
+        [(ServiceName::new("ns", "svc"), planned(service, endpoints))].into()
+    }
+
     fn script_for(service: Service, nodes: &[&str]) -> String {
-        let endpoints = nodes.iter().enumerate().map(|(i, node)| endpoint(&format!("10.244.{i}.2"), node)).collect();
-        script(&plan(&model(service, endpoints)), &settings(), &BTreeSet::new(), &BTreeSet::new())
+        let settings = settings(Family::of(service.cluster_ip));
+        whole(&tables_of(&plans(service, nodes), &settings))
     }
 
     #[test]
@@ -383,12 +443,24 @@ mod tests {
         let text = script_for(http(), &["node1", "node2"]);
         assert!(text.contains("-d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-"));
         assert!(text.contains("--probability 0.5000000000"));
-        assert!(text.contains("-j DNAT --to-destination 10.244.1.2:8080"));
+        assert!(text.contains("-j DNAT --to-destination 10.244.0.2:8080"));
         assert!(text.contains(
             "-A KUBE-NODEPORTS -m comment --comment \"ns/svc:http node port\" -p tcp -m tcp --dport 30080 -j KUBE-EXT-"
         ));
         assert_eq!(text.matches("COMMIT").count(), 2);
         assert!(!text.contains("REJECT"));
+    }
+
+    #[test]
+    fn the_other_family_has_its_own_script() {
+        let six = script_for(service("fd00::1", &[("", Protocol::Udp, 53, None)]), &["node1"]);
+        assert!(six.contains("-d fd00::1/128 -p udp -m udp --dport 53 -j KUBE-SVC-"), "{six}");
+        assert!(six.contains("-j DNAT --to-destination [fd01::1]:8080") && six.contains("! -s fd01::/48"));
+        let four = whole(&tables_of(
+            &plans(service("fd00::1", &[("", Protocol::Udp, 53, None)]), &["node1"]),
+            &settings(Family::Ipv4),
+        ));
+        assert!(!four.contains("fd00"));
     }
 
     #[test]
@@ -419,12 +491,36 @@ mod tests {
     }
 
     #[test]
+    fn ways_to_detect_local_traffic() {
+        for (local, expected) in [
+            (LocalTraffic::Interface("cni0".to_owned()), "! -i cni0 -d 10.96.0.1/32"),
+            (LocalTraffic::InterfacePrefix("veth".to_owned()), "! -i veth+ -d 10.96.0.1/32"),
+        ] {
+            let settings = Settings { local_traffic: local, ..settings(Family::Ipv4) };
+            assert!(whole(&tables_of(&plans(http(), &["node1"]), &settings)).contains(expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_written_again() {
+        let settings = settings(Family::Ipv4);
+        let [_, before] = tables_of(&plans(http(), &["node1", "node2"]), &settings);
+        let [_, after] = tables_of(&plans(http(), &["node1"]), &settings);
+        let (has, wanted) = (before.applied(), after.applied());
+        assert_eq!(before.script(&has, &has), None);
+        let text = after.script(&has, &wanted).unwrap();
+        assert!(text.contains(":KUBE-SVC-") && !text.contains(":KUBE-SERVICES"), "{text}");
+        assert_eq!(text.matches("-X KUBE-SEP-").count(), 1);
+    }
+
+    #[test]
     fn chains_of_services_that_are_gone_are_removed() {
-        let existing = BTreeSet::from(["KUBE-SVC-OLD".to_owned(), "KUBE-SERVICES".to_owned(), "OTHER".to_owned()]);
-        let text = script(&Plan::default(), &settings(), &BTreeSet::new(), &existing);
+        let existing: Applied = ["KUBE-SVC-OLD", "KUBE-SERVICES", "OTHER"].map(|name| (name.to_owned(), 0)).into();
+        let [_, nat] = tables_of(&Plans::default(), &settings(Family::Ipv4));
+        let text = nat.script(&existing, &nat.applied()).unwrap();
         assert!(text.contains(":KUBE-SVC-OLD - [0:0]") && text.contains("-X KUBE-SVC-OLD"));
-        assert!(!text.contains("OTHER"));
-        let removal = removal(&BTreeSet::new(), &existing);
+        assert!(!text.contains("OTHER") && !text.contains("-X KUBE-SERVICES"));
+        let removal = removal("nat", &existing).unwrap();
         assert!(
             removal.contains("-X KUBE-SVC-OLD") && removal.contains("-X KUBE-SERVICES") && !removal.contains("OTHER")
         );
