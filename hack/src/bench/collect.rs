@@ -37,6 +37,13 @@ struct Memory {
     rss: u64,
 }
 
+/// What one process has used so far: Pss in MiB, and CPU time. `None` when it has ended.
+pub fn of_process(pid: u32) -> Option<(f64, Duration)> {
+    let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+    let (_, cpu) = parse_stat(&file("stat")?)?;
+    Some((parse_rollup(&file("smaps_rollup")?)?.pss as f64 / 1024.0, cpu))
+}
+
 /// What all processes of one program on one node used together during an interval.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Usage {

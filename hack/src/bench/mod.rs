@@ -4,9 +4,12 @@
 //! A cluster is measured from outside, the same way whatever programs it runs; nothing here knows which they are.
 
 mod collect;
+mod dns;
 mod latency;
+mod netlab;
 mod node;
 mod overlay;
+mod proxy;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +38,10 @@ pub enum BenchCommand {
     Node(node::NodeArgs),
     /// Measure what each flannel backend carries between pods, with this project's flanneld and upstream's in turns.
     Overlay(overlay::OverlayArgs),
+    /// Measure kube-proxy with thousands of services, this project's and upstream's in turn, in namespaces of its own.
+    Proxy(proxy::ProxyArgs),
+    /// Load cluster-dns with questions and print how many it answers, and how fast.
+    Dns(dns::DnsArgs),
 }
 
 #[derive(Args)]
@@ -79,6 +86,8 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Compare(args) => compare(&args),
         BenchCommand::Node(args) => publish(&node::run(&args)?, args.output.as_deref()),
         BenchCommand::Overlay(args) => overlay::run(&args),
+        BenchCommand::Proxy(args) => publish(&proxy::run(&args)?, args.output.as_deref()),
+        BenchCommand::Dns(args) => publish(&dns::run(&args)?, args.output.as_deref()),
     }
 }
 
