@@ -32,8 +32,8 @@ struct Process {
 
 /// In KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Memory {
-    pss: u64,
+pub(super) struct Memory {
+    pub pss: u64,
     rss: u64,
 }
 
@@ -133,7 +133,7 @@ fn read_process(plan: &Plan, node: &str, pid: i32) -> Option<Process> {
         started,
         node: node.to_owned(),
         program: program_name(&file("cmdline")?, &plan.bins)?,
-        memory: parse_rollup(&file("smaps_rollup")?)?,
+        memory: memory_of(pid)?,
         cpu,
     })
 }
@@ -143,6 +143,11 @@ fn program_name(cmdline: &str, bins: &BTreeMap<String, PathBuf>) -> Option<Strin
     let program = Path::new(cmdline.split('\0').next()?);
     let component = bins.iter().find(|(_, path)| *path == program).map(|(name, _)| name.as_str());
     component.or_else(|| program.file_name()?.to_str()).map(str::to_owned)
+}
+
+/// The memory of one process; `None` when it has ended.
+pub(super) fn memory_of(pid: i32) -> Option<Memory> {
+    parse_rollup(&std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?)
 }
 
 fn parse_rollup(text: &str) -> Option<Memory> {

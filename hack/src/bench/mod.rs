@@ -1,8 +1,10 @@
 //! Measures clusters: what they use when idle, how fast pods come and go, how long a cluster takes to come up. One
-//! cluster that runs, or this project's programs and upstream's, one after the other in the same harness.
+//! cluster that runs, or this project's programs and upstream's, one after the other in the same harness. And API
+//! servers on their own, request by request, beside upstream's.
 //!
 //! A cluster is measured from outside, the same way whatever programs it runs; nothing here knows which they are.
 
+mod api;
 mod collect;
 mod dns;
 mod latency;
@@ -42,6 +44,8 @@ pub enum BenchCommand {
     Proxy(proxy::ProxyArgs),
     /// Load cluster-dns with questions and print how many it answers, and how fast.
     Dns(dns::DnsArgs),
+    /// Run this project's kube-apiserver beside upstream's, alone with etcd, and print what requests cost on each.
+    Api(api::ApiArgs),
 }
 
 #[derive(Args)]
@@ -88,6 +92,7 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Overlay(args) => overlay::run(&args),
         BenchCommand::Proxy(args) => publish(&proxy::run(&args)?, args.output.as_deref()),
         BenchCommand::Dns(args) => publish(&dns::run(&args)?, args.output.as_deref()),
+        BenchCommand::Api(args) => publish(&api::run(&args)?, args.output.as_deref()),
     }
 }
 

@@ -11,7 +11,7 @@ mod fabric;
 pub mod forward;
 mod kubeconfig;
 pub mod node_init;
-mod pki;
+pub mod pki;
 pub mod plan;
 pub mod supervisor;
 mod units;

@@ -86,6 +86,16 @@ pub fn create(plan: &Plan) -> Result<()> {
     kubeconfig::write(&plan.kubeconfig(), &format!("https://127.0.0.1:{}", plan.api_port), &dir, "admin")
 }
 
+/// The keys of an API server that listens on loopback, for clients that bring tokens.
+pub fn create_for_loopback(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let ca = authority(dir, "ca", "ketch-bench-ca")?;
+    service_account_key(dir)?;
+    let names = vec![dns("localhost")?, SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST))];
+    let server = Subject { common_name: "kube-apiserver", organization: None, server: true, client: false, names };
+    issue(dir, "apiserver", &ca, &server)
+}
+
 fn api_names(plan: &Plan) -> Result<Vec<SanType>> {
     let mut names = Vec::new();
     for name in ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", super::plan::MASTER] {
