@@ -26,7 +26,8 @@ pub struct Cluster {
     kubeconfig: PathBuf,
 }
 
-fn setting(name: &str) -> String {
+/// What hack/test has told through the environment.
+pub fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: live tests are run by hack/test"))
 }
 
@@ -234,7 +235,8 @@ pub fn check(holds: bool, seen: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(seen()) }
 }
 
-fn run(command: &mut Command) -> Result<String, String> {
+/// Runs a command without input; the error is what it printed.
+pub fn run(command: &mut Command) -> Result<String, String> {
     outcome(&command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?)
 }
 
