@@ -381,6 +381,24 @@ pub fn complete(value: &mut Value, schema: &Schema) {
     }
 }
 
+/// Whether `complete` would add nothing.
+pub fn is_complete(value: &Value, schema: &Schema) -> bool {
+    if schema.custom {
+        return true;
+    }
+    match (&schema.shape, value) {
+        (Shape::Object(object), Value::Object(map)) => {
+            object.fields().iter().all(|field| match map.get(&*field.name) {
+                Some(value) => is_complete(value, &field.schema),
+                None => !is_always_printed(field),
+            })
+        }
+        (Shape::Map(inner), Value::Object(map)) => map.values().all(|value| is_complete(value, &inner.value)),
+        (Shape::List(list), Value::Array(items)) => items.iter().all(|item| is_complete(item, &list.item)),
+        _ => true,
+    }
+}
+
 fn is_always_printed(field: &Field) -> bool {
     if !field.omit_empty && !field.omit_zero {
         return true;

@@ -12,7 +12,7 @@ pub mod yaml;
 
 use serde_json::Value;
 
-pub use conform::{complete, conform};
+pub use conform::{complete, conform, is_complete};
 
 /// No body is decoded that is larger than this, in bytes; the HTTP layer has tighter limits of its own.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;

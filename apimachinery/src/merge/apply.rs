@@ -3,13 +3,16 @@
 //!
 //! Values of managers at another API version of the kind are read as if the paths were those of this version.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::fields::{FieldSet, FieldsError};
 use super::managed::{self, Entry, Operation};
 use super::typed::{self, TypedError};
-use crate::codec::{DecodeError, Decoded, complete, conform};
+use crate::codec::{DecodeError, Decoded, complete, conform, is_complete};
 use crate::schema::Schema;
 use crate::status::{Cause, Details, Status};
 
@@ -110,7 +113,7 @@ impl From<ApplyError> for Status {
 }
 
 /// Fields that nobody owns.
-fn bookkeeping() -> FieldSet {
+static BOOKKEEPING: LazyLock<FieldSet> = LazyLock::new(|| {
     let mut set = FieldSet::default();
     for path in [&["apiVersion"][..], &["kind"], &["metadata"]] {
         set.insert_fields(path);
@@ -129,7 +132,7 @@ fn bookkeeping() -> FieldSet {
         set.insert_fields(&["metadata", name]);
     }
     set
-}
+});
 
 /// The set of the given dotted paths (`status`, `metadata.deletionTimestamp`), as a kind's strategy declares them.
 fn ignored_set(ignored: &[&[&str]]) -> FieldSet {
@@ -162,8 +165,9 @@ pub fn apply(
         return Err(ApplyError::ManagedFieldsGiven);
     }
     typed::validate(schema, config).map_err(|error| ApplyError::Config { object: describe(config), error })?;
-    let mut entries = live.map_or(Ok(Vec::new()), managed::read).map_err(ApplyError::ManagedFields)?;
-    let base = base_of(schema, live);
+    let mut base = live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
+    let mut entries = managed::read(managed::take(&mut base)).map_err(ApplyError::ManagedFields)?;
+    complete(&mut base, schema);
     let ignored = ignored_set(ignored);
     if entries.is_empty() && live.is_some() {
         let first = Manager { name: "before-first-apply", ..*manager };
@@ -188,13 +192,17 @@ pub fn apply(
     Ok(decoded.value)
 }
 
-/// The object that a change starts from, without managed fields and with everything that is always printed, as
-/// upstream compares it: a new `spec.replicas` is owned, the `spec` around it is not.
-fn base_of(schema: &Schema, live: Option<&Value>) -> Value {
-    let mut base = live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
-    managed::strip(&mut base);
-    complete(&mut base, schema);
-    base
+/// The object that a change starts from, with everything that is always printed, as upstream compares it: a new
+/// `spec.replicas` is owned, the `spec` around it is not. What was stored is like that already.
+fn base_of<'a>(schema: &Schema, live: Option<&'a Value>) -> Cow<'a, Value> {
+    match live {
+        Some(live) if is_complete(live, schema) => Cow::Borrowed(live),
+        live => {
+            let mut base = live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
+            complete(&mut base, schema);
+            Cow::Owned(base)
+        }
+    }
 }
 
 /// An object as upstream names it in messages.
@@ -221,19 +229,22 @@ impl Applier<'_> {
         force: bool,
     ) -> Result<(Value, Vec<Entry>), ApplyError> {
         let merged = typed::merge(self.schema, live, config);
-        let fields = typed::field_set(self.schema, config).without(self.ignored);
+        let mut fields = typed::field_set(self.schema, config);
+        fields.discard(self.ignored);
         let mut own = self.manager.entry(Operation::Apply, fields);
         let last = entries.iter().position(|e| e.is_same_manager(&own)).map(|i| entries.remove(i));
         let merged = match &last {
-            Some(last) if !last.fields.is_empty() => self.prune(&merged, &entries, &own, &last.fields),
+            // Whoever applies all that he applied before lets nothing go.
+            Some(last) if !last.fields.is_subset(&own.fields) => self.prune(&merged, &entries, &own, &last.fields),
             _ => merged,
         };
-        let comparison = typed::compare(self.schema, live, &merged).without(self.ignored);
+        let mut comparison = typed::compare(self.schema, live, &merged);
+        comparison.discard(self.ignored);
         take_from_others(&mut entries, &comparison, force)?;
         if merged == *live {
             own.time = last.and_then(|l| l.time);
         }
-        own.fields = own.fields.difference(&bookkeeping());
+        own.fields.subtract(&BOOKKEEPING);
         if !own.fields.is_empty() {
             entries.push(own);
         }
@@ -251,9 +262,9 @@ impl Applier<'_> {
         // First everything that was applied goes, then what is owned comes back, then what was never applied but went
         // along with a removed parent.
         let mut owned = own.fields.clone();
-        others.iter().for_each(|e| owned.union(&e.fields));
+        others.iter().for_each(|e| owned.union(e.fields.clone()));
         let mut kept = set_of(&cut(&last));
-        kept.union(&named(&owned));
+        kept.union(named(&owned));
         let with_owned = cut(&all.difference(&kept));
         let dangling = all.difference(&set_of(&with_owned)).intersection(&last);
         cut(&dangling)
@@ -262,21 +273,22 @@ impl Applier<'_> {
 
 /// Takes changed fields from the other managers, or says who objects.
 fn take_from_others(entries: &mut Vec<Entry>, comparison: &typed::Comparison, force: bool) -> Result<(), ApplyError> {
-    let mut changed = comparison.modified.clone();
-    changed.union(&comparison.added);
     if !force {
+        let mut changed = comparison.modified.clone();
+        changed.union(comparison.added.clone());
         let mut conflicts = Vec::new();
         for entry in entries.iter() {
-            let manager = entry.to_string();
             let paths = entry.fields.intersection(&changed).paths();
-            conflicts.extend(paths.into_iter().map(|path| Conflict { manager: manager.clone(), path }));
+            conflicts.extend(paths.into_iter().map(|path| Conflict { manager: entry.to_string(), path }));
         }
         if !conflicts.is_empty() {
             return Err(ApplyError::Conflicts(conflicts));
         }
     }
     for entry in entries.iter_mut() {
-        entry.fields = entry.fields.difference(&changed).difference(&comparison.removed);
+        for set in [&comparison.modified, &comparison.added, &comparison.removed] {
+            entry.fields.subtract(set);
+        }
     }
     entries.retain(|entry| !entry.fields.is_empty());
     Ok(())
@@ -325,15 +337,14 @@ pub fn update_managed_fields(
     manager: &Manager<'_>,
     ignored: &[&[&str]],
 ) {
-    let recorded = || old.and_then(|old| managed::read(old).ok()).unwrap_or_default();
+    let given = managed::take(new);
     let entries = if !manager.subresource.is_empty() {
-        recorded()
-    } else if managed::is_reset(new) {
+        recorded(old, given)
+    } else if managed::is_reset(&given) {
         Vec::new()
     } else {
-        managed::read(new).ok().filter(|entries| !entries.is_empty()).unwrap_or_else(recorded)
+        managed::read(given).ok().filter(|entries| !entries.is_empty()).unwrap_or_else(|| recorded(old, Value::Null))
     };
-    managed::strip(new);
     // An object that exists without managed fields is not tracked until somebody applies to it.
     if entries.is_empty() && old.is_some() {
         return;
@@ -343,6 +354,15 @@ pub fn update_managed_fields(
     managed::write(new, entries);
 }
 
+/// The entries of the present object. `copy` is what was found in the new one: mostly the same, and then it is used up
+/// instead of copying them once more.
+fn recorded(old: Option<&Value>, copy: Value) -> Vec<Entry> {
+    let Some(entries) = old.map(managed::of) else { return Vec::new() };
+    let entries = if *entries == copy { copy } else { entries.clone() };
+    managed::read(entries).unwrap_or_default()
+}
+
+/// Who owns what after a change from `old` to `new`; that `new` has no managed fields at the moment says nothing.
 fn track(
     schema: &Schema,
     old: &Value,
@@ -351,17 +371,19 @@ fn track(
     manager: &Manager<'_>,
     ignored: &FieldSet,
 ) -> Vec<Entry> {
-    let comparison = typed::compare(schema, old, new).without(ignored);
+    let mut comparison = typed::compare(schema, old, new);
+    comparison.discard(ignored);
     if take_from_others(&mut entries, &comparison, true).is_err() {
         // Only an unforced change can conflict.
         return entries;
     }
     let mut fields = comparison.modified;
-    fields.union(&comparison.added);
-    let mut own = manager.entry(Operation::Update, fields.difference(&bookkeeping()));
+    fields.union(comparison.added);
+    fields.subtract(&BOOKKEEPING);
+    let mut own = manager.entry(Operation::Update, fields);
     if !own.fields.is_empty() {
         if let Some(index) = entries.iter().position(|e| e.is_same_manager(&own)) {
-            own.fields.union(&entries.remove(index).fields);
+            own.fields.union(entries.remove(index).fields);
         }
         entries.push(own);
     }

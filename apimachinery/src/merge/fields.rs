@@ -30,6 +30,13 @@ pub(super) struct Node {
     pub below: FieldSet,
 }
 
+impl Node {
+    /// Neither a member nor the way to one.
+    pub fn is_empty(&self) -> bool {
+        !self.member && self.below.is_empty()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldsError {
     #[error("managed fields must be nested objects")]
@@ -57,11 +64,16 @@ impl FieldSet {
         self.steps.get(step)
     }
 
+    /// Adds what lies below a step that is not there yet.
+    pub(super) fn put(&mut self, step: String, node: Node) {
+        self.steps.insert(step, node);
+    }
+
     /// Drops nodes that neither are members nor lead to any.
     pub(super) fn trim(&mut self) {
         self.steps.retain(|_, node| {
             node.below.trim();
-            node.member || !node.below.is_empty()
+            !node.is_empty()
         });
     }
 
@@ -81,11 +93,54 @@ impl FieldSet {
     }
 
     /// Adds the paths of `other`.
-    pub fn union(&mut self, other: &Self) {
-        for (step, theirs) in &other.steps {
-            let ours = self.node_mut(step.clone());
+    pub fn union(&mut self, other: Self) {
+        if self.steps.is_empty() {
+            *self = other;
+            return;
+        }
+        for (step, theirs) in other.steps {
+            let ours = self.node_mut(step);
             ours.member |= theirs.member;
-            ours.below.union(&theirs.below);
+            ours.below.union(theirs.below);
+        }
+    }
+
+    /// Whether every path is one of `other`.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        self.steps.iter().all(|(step, ours)| {
+            let theirs = other.steps.get(step);
+            theirs.is_some_and(|theirs| (!ours.member || theirs.member) && ours.below.is_subset(&theirs.below))
+        })
+    }
+
+    /// Removes exactly the paths of `other`, as [`difference`](Self::difference) does, and looks only at those.
+    pub fn subtract(&mut self, other: &Self) {
+        self.retain_common(other, &mut |ours, theirs| {
+            ours.member &= !theirs.member;
+            ours.below.subtract(&theirs.below);
+        });
+    }
+
+    /// Removes the paths of `other` and everything below them.
+    pub fn discard(&mut self, other: &Self) {
+        self.retain_common(other, &mut |ours, theirs| {
+            if theirs.member {
+                *ours = Node::default();
+            } else {
+                ours.below.discard(&theirs.below);
+            }
+        });
+    }
+
+    /// Changes the nodes that `other` has, too, and drops those that are empty then.
+    fn retain_common(&mut self, other: &Self, change: &mut dyn FnMut(&mut Node, &Node)) {
+        for (step, theirs) in &other.steps {
+            if let Some(ours) = self.steps.get_mut(step) {
+                change(ours, theirs);
+                if ours.is_empty() {
+                    self.steps.remove(step);
+                }
+            }
         }
     }
 
@@ -111,24 +166,7 @@ impl FieldSet {
                 None if keep_alone => ours.clone(),
                 None => continue,
             };
-            if node.member || !node.below.is_empty() {
-                steps.insert(step.clone(), node);
-            }
-        }
-        Self { steps }
-    }
-
-    /// Removes the paths of `other` and everything below them.
-    #[must_use]
-    pub fn without(&self, other: &Self) -> Self {
-        let mut steps = BTreeMap::new();
-        for (step, ours) in &self.steps {
-            let node = match other.steps.get(step) {
-                Some(theirs) if theirs.member => continue,
-                Some(theirs) => Node { member: ours.member, below: ours.below.without(&theirs.below) },
-                None => ours.clone(),
-            };
-            if node.member || !node.below.is_empty() {
+            if !node.is_empty() {
                 steps.insert(step.clone(), node);
             }
         }
@@ -153,40 +191,39 @@ impl FieldSet {
     }
 
     /// Reads a `FieldsV1` value.
-    pub fn from_json(value: &Value) -> Result<Self, FieldsError> {
+    pub fn from_json(value: Value) -> Result<Self, FieldsError> {
         Self::read(value, 0).map(|(_, set)| set)
     }
 
-    fn read(value: &Value, depth: usize) -> Result<(bool, Self), FieldsError> {
+    fn read(value: Value, depth: usize) -> Result<(bool, Self), FieldsError> {
         if depth > MAX_DEPTH {
             return Err(FieldsError::TooDeep);
         }
-        let map = value.as_object().ok_or(FieldsError::NotAnObject)?;
-        let mut set = Self::default();
+        let Value::Object(map) = value else { return Err(FieldsError::NotAnObject) };
         let mut explicit = false;
+        let mut steps = BTreeMap::new();
         for (key, value) in map {
             if key == "." {
                 explicit = true;
                 continue;
             }
             let (itself, below) = Self::read(value, depth + 1)?;
-            let node = set.node_mut(canonical_step(key)?);
-            node.member = itself || below.is_empty();
-            node.below = below;
+            let node = Node { member: itself || below.is_empty(), below };
+            steps.insert(canonical_step(key)?, node);
         }
-        Ok((explicit, set))
+        Ok((explicit, Self { steps }))
     }
 
-    pub fn to_json(&self) -> Value {
-        let mut map = Map::new();
-        for (step, node) in &self.steps {
-            let mut value = node.below.to_json();
-            if let (true, Value::Object(below)) = (node.member && !node.below.is_empty(), &mut value) {
+    pub fn into_json(self) -> Value {
+        let node = |(step, node): (String, Node)| {
+            let is_explicit = node.member && !node.below.is_empty();
+            let mut value = node.below.into_json();
+            if let (true, Value::Object(below)) = (is_explicit, &mut value) {
                 below.insert(".".into(), Value::Object(Map::new()));
             }
-            map.insert(step.clone(), value);
-        }
-        Value::Object(map)
+            (step, value)
+        };
+        Value::Object(self.steps.into_iter().map(node).collect())
     }
 
     /// Every path in the set, as messages print it: `.spec.containers[name="a"].image`.
@@ -214,15 +251,15 @@ impl FieldSet {
 }
 
 /// Keys and values are compared as text, so they must be written one way only.
-fn canonical_step(step: &str) -> Result<String, FieldsError> {
-    let bad = || FieldsError::Step(step.to_owned());
+fn canonical_step(step: String) -> Result<String, FieldsError> {
+    let bad = || FieldsError::Step(step.clone());
     match step.split_at_checked(2).ok_or_else(bad)? {
-        ("f:", _) => Ok(step.to_owned()),
+        ("f:", _) => Ok(step),
         (kind @ ("k:" | "v:"), json) => {
             let value: Value = serde_json::from_str(json).map_err(|_| bad())?;
             Ok(format!("{kind}{value}"))
         }
-        ("i:", index) => index.parse::<i64>().map(|_| step.to_owned()).map_err(|_| bad()),
+        ("i:", index) if index.parse::<i64>().is_ok() => Ok(step),
         _ => Err(bad()),
     }
 }
@@ -252,30 +289,37 @@ mod tests {
     use super::*;
 
     fn set(value: &Value) -> FieldSet {
-        FieldSet::from_json(value).expect("valid")
+        FieldSet::from_json(value.clone()).expect("valid")
     }
 
     #[test]
     fn wire_form_survives() {
         let value = json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}},
             "f:spec": {"f:ports": {"k:{\"port\":80,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}}, "f:x": {"v:\"a\"": {}}}});
-        assert_eq!(set(&value).to_json(), value);
+        assert_eq!(set(&value).into_json(), value);
         let spaced = json!({"f:spec": {"k:{\"b\": 1, \"a\": 2}": {}}});
-        assert_eq!(set(&spaced).to_json(), json!({"f:spec": {"k:{\"a\":2,\"b\":1}": {}}}));
+        assert_eq!(set(&spaced).into_json(), json!({"f:spec": {"k:{\"a\":2,\"b\":1}": {}}}));
         assert_eq!(set(&value).paths()[0], ".metadata.labels");
         assert!(set(&value).paths().contains(&r#".spec.ports[port=80,protocol="TCP"].port"#.to_owned()));
-        assert!(FieldSet::from_json(&json!({"x": {}})).is_err());
+        assert!(FieldSet::from_json(json!({"x": {}})).is_err());
     }
 
     #[test]
     fn algebra() {
         let a = set(&json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}}));
         let b = set(&json!({"f:a": {}, "f:d": {}}));
-        assert_eq!(a.difference(&b).to_json(), json!({"f:a": {"f:b": {}}, "f:c": {}}));
-        assert_eq!(a.without(&b).to_json(), json!({"f:c": {}}));
-        assert_eq!(a.intersection(&b).to_json(), json!({"f:a": {}}));
+        assert_eq!(a.difference(&b).into_json(), json!({"f:a": {"f:b": {}}, "f:c": {}}));
+        let mut subtracted = a.clone();
+        subtracted.subtract(&b);
+        assert_eq!(subtracted, a.difference(&b));
+        let mut discarded = a.clone();
+        discarded.discard(&b);
+        assert_eq!(discarded.into_json(), json!({"f:c": {}}));
+        assert_eq!(a.intersection(&b).into_json(), json!({"f:a": {}}));
+        assert!(a.intersection(&b).is_subset(&a) && a.is_subset(&a));
+        assert!(!a.is_subset(&b) && !b.is_subset(&a) && !a.is_subset(&a.difference(&b)));
         let mut union = a;
-        union.union(&b);
-        assert_eq!(union.to_json(), json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}, "f:d": {}}));
+        union.union(b);
+        assert_eq!(union.into_json(), json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}, "f:d": {}}));
     }
 }

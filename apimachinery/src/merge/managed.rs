@@ -50,21 +50,24 @@ impl Entry {
         self.time.as_deref().and_then(|t| t.parse::<Timestamp>().ok()).map_or(0, |t| t.as_second())
     }
 
-    fn from_json(value: &Value) -> Result<Self, FieldsError> {
-        let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    fn from_json(mut value: Value) -> Result<Self, FieldsError> {
+        let mut text = |name: &str| match value.get_mut(name).map(Value::take) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
         let operation = match text("operation").as_str() {
             "Apply" => Operation::Apply,
             "Update" => Operation::Update,
             other => return Err(FieldsError::Step(other.to_owned())),
         };
-        let fields = value.get("fieldsV1").filter(|v| !v.is_null());
-        let fields = fields.map(FieldSet::from_json).transpose()?.unwrap_or_default();
         let time = Some(text("time")).filter(|t| !t.is_empty());
         let (manager, api_version, subresource) = (text("manager"), text("apiVersion"), text("subresource"));
+        let fields = value.get_mut("fieldsV1").map(Value::take).filter(|v| !v.is_null());
+        let fields = fields.map(FieldSet::from_json).transpose()?.unwrap_or_default();
         Ok(Self { manager, operation, api_version, subresource, time, fields })
     }
 
-    fn to_json(&self) -> Value {
+    fn into_json(self) -> Value {
         let mut map = Map::new();
         if !self.manager.is_empty() {
             map.insert("manager".into(), json!(self.manager));
@@ -75,7 +78,7 @@ impl Entry {
             map.insert("time".into(), json!(time));
         }
         map.insert("fieldsType".into(), json!("FieldsV1"));
-        map.insert("fieldsV1".into(), self.fields.to_json());
+        map.insert("fieldsV1".into(), self.fields.into_json());
         if !self.subresource.is_empty() {
             map.insert("subresource".into(), json!(self.subresource));
         }
@@ -97,31 +100,35 @@ impl fmt::Display for Entry {
     }
 }
 
-/// Reads the entries of an object.
-pub fn read(object: &Value) -> Result<Vec<Entry>, FieldsError> {
-    let entries = object.pointer("/metadata/managedFields").and_then(Value::as_array);
-    entries.into_iter().flatten().map(Entry::from_json).collect()
+/// Takes the entries out of an object, as they are written.
+pub fn take(object: &mut Value) -> Value {
+    let metadata = object.get_mut("metadata").and_then(Value::as_object_mut);
+    metadata.and_then(|metadata| metadata.remove("managedFields")).unwrap_or_default()
+}
+
+/// The entries of an object, as they are written.
+pub fn of(object: &Value) -> &Value {
+    object.pointer("/metadata/managedFields").unwrap_or(&Value::Null)
+}
+
+/// Reads what `take` or `of` has found.
+pub fn read(entries: Value) -> Result<Vec<Entry>, FieldsError> {
+    let Value::Array(entries) = entries else { return Ok(Vec::new()) };
+    entries.into_iter().map(Entry::from_json).collect()
 }
 
 /// Whether a client asks to forget all managers: an empty list, or one empty entry.
-pub fn is_reset(object: &Value) -> bool {
-    match object.pointer("/metadata/managedFields").and_then(Value::as_array).map(Vec::as_slice) {
+pub fn is_reset(entries: &Value) -> bool {
+    match entries.as_array().map(Vec::as_slice) {
         Some([]) => true,
         Some([one]) => one.as_object().is_some_and(Map::is_empty),
         _ => false,
     }
 }
 
-/// Takes the field out of an object's metadata.
-pub fn strip(object: &mut Value) {
-    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.remove("managedFields");
-    }
-}
-
 /// Writes the entries into an object, sorted as upstream sorts them; none removes the field.
 pub fn write(object: &mut Value, mut entries: Vec<Entry>) {
-    strip(object);
+    take(object);
     entries.sort_by(|a, b| {
         let order = a.operation.cmp(&b.operation).then(a.seconds().cmp(&b.seconds()));
         order
@@ -129,7 +136,7 @@ pub fn write(object: &mut Value, mut entries: Vec<Entry>) {
             .then_with(|| a.api_version.cmp(&b.api_version))
             .then_with(|| a.subresource.cmp(&b.subresource))
     });
-    let entries: Vec<Value> = entries.iter().map(Entry::to_json).collect();
+    let entries: Vec<Value> = entries.into_iter().map(Entry::into_json).collect();
     if let (false, Some(Value::Object(metadata))) = (entries.is_empty(), object.get_mut("metadata")) {
         metadata.insert("managedFields".into(), Value::Array(entries));
     }
@@ -148,7 +155,7 @@ pub fn cap(entries: &mut Vec<Entry>) {
         }
         let entry = entries[*index].clone();
         if let Some(bucket) = buckets.iter_mut().find(|b| b.api_version == entry.api_version) {
-            bucket.fields.union(&entry.fields);
+            bucket.fields.union(entry.fields);
             bucket.time = entry.time;
             count -= 1;
         } else {
@@ -168,7 +175,7 @@ pub fn cap(entries: &mut Vec<Entry>) {
     });
     for bucket in buckets {
         match entries.iter_mut().find(|e| e.is_same_manager(&bucket)) {
-            Some(existing) => existing.fields.union(&bucket.fields),
+            Some(existing) => existing.fields.union(bucket.fields),
             None => entries.push(bucket),
         }
     }

@@ -1,6 +1,7 @@
 //! Objects seen through their schema: which fields a configuration sets, what differs between two objects, merging a
 //! configuration into an object, and removing fields. The rules are those of upstream's structured-merge-diff.
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::fields::{FieldSet, Node, field_step};
@@ -204,55 +205,71 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Without these paths and what lies below them.
-    pub fn without(&self, ignored: &FieldSet) -> Self {
-        Self {
-            added: self.added.without(ignored),
-            modified: self.modified.without(ignored),
-            removed: self.removed.without(ignored),
+    /// Leaves these paths and what lies below them out.
+    pub fn discard(&mut self, ignored: &FieldSet) {
+        for set in [&mut self.added, &mut self.modified, &mut self.removed] {
+            set.discard(ignored);
         }
     }
 }
 
 pub fn compare(schema: &Schema, old: &Value, new: &Value) -> Comparison {
-    let mut out = Comparison::default();
-    diff(schema, Some(old), Some(new), &mut Vec::new(), &mut out);
-    out
+    let mut root = Delta::default();
+    diff(schema, Some(old), Some(new), &mut root);
+    Comparison { added: root.added.below, modified: root.modified.below, removed: root.removed.below }
 }
 
-fn diff(schema: &Schema, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<String>, out: &mut Comparison) {
+/// What differs at one path and below it.
+#[derive(Default)]
+struct Delta {
+    added: Node,
+    modified: Node,
+    removed: Node,
+}
+
+impl Delta {
+    /// Adds what differs one step further down.
+    fn put(&mut self, step: &dyn Fn() -> String, below: Self) {
+        for (node, below) in
+            [(&mut self.added, below.added), (&mut self.modified, below.modified), (&mut self.removed, below.removed)]
+        {
+            if !below.is_empty() {
+                node.below.put(step(), below);
+            }
+        }
+    }
+}
+
+fn diff(schema: &Schema, old: Option<&Value>, new: Option<&Value>, out: &mut Delta) {
+    if old == new {
+        return; // The most frequent case: whole branches are as they were.
+    }
     let is_empty = match (atom(schema, old.filter(|v| !v.is_null()).or(new)), atom(schema, new.or(old))) {
         (Atom::Map(_, schema), Atom::Map(..)) => {
             let (a, b) = (object(old), object(new));
-            diff_maps(schema, a, b, path, out);
+            diff_maps(schema, a, b, out);
             a.is_none_or(Map::is_empty) && b.is_none_or(Map::is_empty)
         }
         (Atom::List(list), Atom::List(_)) => {
             let (a, b) = (array(old), array(new));
-            diff_lists(list, a, b, path, out);
+            diff_lists(list, a, b, out);
             a.is_none_or(Vec::is_empty) && b.is_none_or(Vec::is_empty)
         }
         _ => true,
     };
     match (old, new) {
-        (None, Some(_)) => out.added.insert(path),
-        (Some(_), None) => out.removed.insert(path),
-        (Some(a), Some(b)) if is_empty && a != b => out.modified.insert(path),
+        (None, Some(_)) => out.added.member = true,
+        (Some(_), None) => out.removed.member = true,
+        (Some(_), Some(_)) if is_empty => out.modified.member = true,
         _ => {}
     }
 }
 
-fn diff_maps(
-    schema: &Schema,
-    old: Option<&Map<String, Value>>,
-    new: Option<&Map<String, Value>>,
-    path: &mut Vec<String>,
-    out: &mut Comparison,
-) {
+fn diff_maps(schema: &Schema, old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>, out: &mut Delta) {
     let mut visit = |name: &str, a: Option<&Value>, b: Option<&Value>| {
-        path.push(field_step(name));
-        diff(child(schema, name), a, b, path, out);
-        path.pop();
+        let mut below = Delta::default();
+        diff(child(schema, name), a, b, &mut below);
+        out.put(&|| field_step(name), below);
     };
     for (name, value) in old.into_iter().flatten() {
         visit(name, Some(value), new.and_then(|m| m.get(name)));
@@ -265,53 +282,49 @@ fn diff_maps(
 }
 
 /// The items of a list by their steps, in order; an item that occurs more than once has several values.
-fn indexed<'v>(list: &List, items: Option<&'v Vec<Value>>) -> Vec<(String, Vec<&'v Value>)> {
-    let mut out: Vec<(String, Vec<&'v Value>)> = Vec::new();
-    let mut at = std::collections::HashMap::new();
+fn indexed<'v>(list: &List, items: Option<&'v Vec<Value>>) -> IndexMap<String, Vec<&'v Value>> {
+    let mut out: IndexMap<String, Vec<&Value>> = IndexMap::new();
     for item in items.into_iter().flatten() {
-        let Ok(step) = item_step(list, item) else { continue };
-        let index = *at.entry(step.clone()).or_insert(out.len());
-        match out.get_mut(index) {
-            Some((_, values)) => values.push(item),
-            None => out.push((step, vec![item])),
+        if let Ok(step) = item_step(list, item) {
+            out.entry(step).or_default().push(item);
         }
     }
     out
 }
 
-fn diff_lists(
-    list: &List,
-    old: Option<&Vec<Value>>,
-    new: Option<&Vec<Value>>,
-    path: &mut Vec<String>,
-    out: &mut Comparison,
-) {
+fn diff_lists(list: &List, old: Option<&Vec<Value>>, new: Option<&Vec<Value>>, out: &mut Delta) {
     let (old, new) = (indexed(list, old), indexed(list, new));
-    let find = |items: &[(String, Vec<&Value>)], step: &str| {
-        items.iter().find(|(s, _)| s == step).map(|(_, v)| v.iter().map(|v| (*v).clone()).collect::<Vec<_>>())
+    let mut visit = |step: &String, a: &[&Value], b: &[&Value]| {
+        let mut below = Delta::default();
+        diff_items(list, a, b, &mut below);
+        out.put(&|| step.clone(), below);
     };
-    let only_new = new.iter().filter(|(step, _)| old.iter().all(|(s, _)| s != step));
-    for (step, _) in old.iter().chain(only_new) {
-        let (a, b) = (find(&old, step).unwrap_or_default(), find(&new, step).unwrap_or_default());
-        path.push(step.clone());
-        match (a.len(), b.len()) {
-            (0 | 1, 0 | 1) => diff(&list.item, a.first(), b.first(), path, out),
-            (2.., 2..) if a != b => out.modified.insert(path),
-            (2.., 2..) => {}
-            (2.., _) => {
-                if b.len() == 1 {
-                    diff(&list.item, None, b.first(), path, out);
-                }
-                out.removed.insert(path);
+    for (step, a) in &old {
+        visit(step, a, new.get(step).map_or(&[], Vec::as_slice));
+    }
+    for (step, b) in new.iter().filter(|(step, _)| !old.contains_key(*step)) {
+        visit(step, &[], b);
+    }
+}
+
+/// The items of one step: one on each side, unless the list is wrong.
+fn diff_items(list: &List, a: &[&Value], b: &[&Value], out: &mut Delta) {
+    let (first, second) = (a.first().copied(), b.first().copied());
+    match (a.len(), b.len()) {
+        (0 | 1, 0 | 1) => diff(&list.item, first, second, out),
+        (2.., 2..) => out.modified.member |= a != b,
+        (2.., _) => {
+            if b.len() == 1 {
+                diff(&list.item, None, second, out);
             }
-            (_, _) => {
-                if a.len() == 1 {
-                    diff(&list.item, a.first(), None, path, out);
-                }
-                out.added.insert(path);
-            }
+            out.removed.member = true;
         }
-        path.pop();
+        (_, _) => {
+            if a.len() == 1 {
+                diff(&list.item, first, None, out);
+            }
+            out.added.member = true;
+        }
     }
 }
 
@@ -320,15 +333,12 @@ pub fn merge(schema: &Schema, live: &Value, config: &Value) -> Value {
     match (atom(schema, Some(live)), atom(schema, Some(config))) {
         (Atom::Map(_, schema), Atom::Map(..)) => match (live, config) {
             (Value::Object(a), Value::Object(b)) if !a.is_empty() || !b.is_empty() => {
-                let mut out = a.clone();
-                for (name, value) in b {
-                    let merged = match a.get(name) {
-                        Some(old) => merge(child(schema, name), old, value),
-                        None => value.clone(),
-                    };
-                    out.insert(name.clone(), merged);
-                }
-                Value::Object(out)
+                let only_new = b.iter().filter(|(name, _)| !a.contains_key(*name));
+                let kept = a.iter().map(|(name, old)| match b.get(name) {
+                    Some(value) => (name.clone(), merge(child(schema, name), old, value)),
+                    None => (name.clone(), old.clone()),
+                });
+                Value::Object(kept.chain(only_new.map(|(name, value)| (name.clone(), value.clone()))).collect())
             }
             (Value::Object(a), Value::Null) if !a.is_empty() => live.clone(),
             _ => config.clone(),
