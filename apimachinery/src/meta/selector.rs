@@ -125,6 +125,14 @@ impl LabelSelector {
         Self { requirements: Vec::new(), nothing: true }
     }
 
+    /// The labels that everything selected has.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.requirements.iter().filter_map(|requirement| match (requirement.operator, &requirement.values[..]) {
+            (Operator::In, [value]) => Some((requirement.key.as_str(), value.as_str())),
+            _ => None,
+        })
+    }
+
     /// Reads the query-string form: `a=b,c!=d,e in (x,y),!f,g>5`.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let requirements = Parser::new(text).requirements()?;

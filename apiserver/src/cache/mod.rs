@@ -18,10 +18,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 pub use freshness::{Freshness, FreshnessError};
-pub use resource::{Objects, ResourceCache, Snapshot, Start, Watch, WatchError, range_from};
+pub use resource::{Objects, ResourceCache, Snapshot, Start, Watch, WatchError, range_within};
 pub use selection::{Seen, Selection};
 pub use stored::{Extracted, KindInfo, Stored};
-pub use watchers::Event;
+pub use watchers::{Delivery, Event, FrameKind};
 
 /// The caches of all resources.
 pub struct Caches {

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::selection::Selection;
 use super::stored::{KindInfo, Stored};
-use super::watchers::{Event, Watchers};
+use super::watchers::{Delivery, Event, Watchers};
 use crate::storage::Change;
 
 /// Events that are kept whatever their age, and at most.
@@ -93,7 +93,7 @@ pub struct Watch {
     cache: Arc<ResourceCache>,
     pub selection: Selection,
     id: u64,
-    queue: mpsc::Receiver<Arc<Event>>,
+    queue: mpsc::Receiver<Arc<Delivery>>,
     /// Events older than the registration, delivered first.
     backlog: VecDeque<Arc<Event>>,
     after: u64,
@@ -134,8 +134,7 @@ impl ResourceCache {
             None => view.objects.values().cloned().collect(),
             Some(namespace) => {
                 let prefix = format!("{}{namespace}/", self.prefix);
-                let from: &str = &prefix;
-                range_from(&view.objects, from).take_while(|object| object.key.starts_with(&prefix)).cloned().collect()
+                range_within(&view.objects, &prefix, &prefix).cloned().collect()
             }
         }
     }
@@ -328,26 +327,33 @@ impl State {
 impl Watch {
     /// The next event that the selection sees; `None` when the watch has been ended (too slow, or the store's
     /// history broke): the client lists anew.
-    pub async fn next(&mut self) -> Option<Arc<Event>> {
+    pub async fn next(&mut self) -> Option<Arc<Delivery>> {
         loop {
-            let event = match self.backlog.pop_front() {
-                Some(event) => event,
+            let delivery = match self.backlog.pop_front() {
+                Some(event) => Delivery::new(event),
                 None => self.queue.recv().await?,
             };
-            if event.revision > self.after && self.selection.see(&event).is_some() {
-                return Some(event);
+            if self.is_due(&delivery) {
+                return Some(delivery);
             }
         }
     }
 
     /// Like `next`, but only what is already there.
-    pub fn try_next(&mut self) -> Option<Arc<Event>> {
+    pub fn try_next(&mut self) -> Option<Arc<Delivery>> {
         loop {
-            let event = self.backlog.pop_front().or_else(|| self.queue.try_recv().ok())?;
-            if event.revision > self.after && self.selection.see(&event).is_some() {
-                return Some(event);
+            let delivery = match self.backlog.pop_front() {
+                Some(event) => Delivery::new(event),
+                None => self.queue.try_recv().ok()?,
+            };
+            if self.is_due(&delivery) {
+                return Some(delivery);
             }
         }
+    }
+
+    fn is_due(&self, event: &Event) -> bool {
+        event.revision > self.after && self.selection.see(event).is_some()
     }
 
     /// A revision up to which, once `try_next` has answered `None`, nothing more will come.
@@ -362,10 +368,13 @@ impl Drop for Watch {
     }
 }
 
-/// The objects whose keys are `from` or come after it.
-pub fn range_from<'a>(objects: &'a Objects, from: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
+/// The objects whose keys begin with `prefix`, which ends with a slash, from the key `from` on, which begins with it.
+/// No key but those at the ends is looked at: they lie all over the memory.
+pub fn range_within<'a>(objects: &'a Objects, prefix: &str, from: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
+    // `0` is the character after the slash.
+    let end: Arc<str> = format!("{}0", prefix.trim_end_matches('/')).into();
     let from: Arc<str> = from.into();
-    objects.range(from..).map(|(_, object)| object)
+    objects.range(from..end).map(|(_, object)| object)
 }
 
 fn revision_of(change: &Change) -> u64 {

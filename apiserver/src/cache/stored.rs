@@ -33,6 +33,8 @@ pub struct Extracted {
     pub namespace: Box<str>,
     pub uid: Box<str>,
     pub labels: Labels,
+    /// A few bits for each label; an object that lacks one of a label's bits lacks the label.
+    pub label_marks: u64,
     /// Uids of the owner references.
     pub owners: Box<[Box<str>]>,
     /// `metadata.deletionTimestamp` is set.
@@ -230,6 +232,26 @@ impl Stored {
     }
 }
 
+/// The whole object as JSON, out of what was written to the store at this revision.
+pub fn whole(value: &Bytes, revision: u64) -> Result<Bytes, DecodeStoredError> {
+    let mut text = Vec::with_capacity(value.len() + 40);
+    text.push(b'{');
+    for member in scan::members(value)? {
+        let member = member?;
+        if text.len() > 1 {
+            text.push(b',');
+        }
+        push_key(&mut text, member.key);
+        if member.key == b"metadata" {
+            splice_revision(&mut text, member.value, revision)?;
+        } else {
+            text.extend_from_slice(member.value);
+        }
+    }
+    text.extend_from_slice(b"}\n");
+    Ok(text.into())
+}
+
 impl Extracted {
     fn read(metadata: &[u8]) -> Result<Self, ScanError> {
         let mut meta = Self::default();
@@ -251,8 +273,20 @@ impl Extracted {
                 _ => {}
             }
         }
+        meta.label_marks = label_marks(meta.labels.iter().map(|(key, value)| (&**key, &**value)));
         Ok(meta)
     }
+}
+
+/// Two of 64 bits for each label, all together.
+pub fn label_marks<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
+    labels.fold(0, |marks, (key, value)| {
+        let bytes = key.bytes().chain([b'=']).chain(value.bytes());
+        // FNV-1a: short, and the same in every run.
+        let hash = bytes
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        marks | 1 << (hash >> 58) | 1 << (hash >> 52 & 63)
+    })
 }
 
 fn labels(text: &[u8]) -> Result<Labels, ScanError> {
@@ -328,6 +362,16 @@ mod tests {
         let later = stored.at_revision(9).expect("again");
         assert_eq!(later.value()["metadata"]["resourceVersion"], json!("9"));
         assert_eq!(later.value()["apiVersion"], json!("v1"));
+    }
+
+    #[test]
+    fn what_was_written_is_answered_with_its_revision() {
+        let written = Bytes::from(r#"{"apiVersion":"v1","data":{"metadata":{}},"kind":"X","metadata":{"name":"a"}}"#);
+        let text = whole(&written, 7).expect("an object");
+        let expected = json!({"apiVersion": "v1", "data": {"metadata": {}}, "kind": "X",
+            "metadata": {"name": "a", "resourceVersion": "7"}});
+        assert_eq!(serde_json::from_slice::<Value>(&text).expect("JSON"), expected);
+        assert!(whole(&Bytes::from_static(b"[]"), 7).is_err());
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //! A watcher is a bounded queue: one that does not keep up is ended, and never holds the others.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::selection::Selection;
+use super::selection::{Seen, Selection};
 use super::stored::{KindInfo, Stored};
 
 /// How many events a watcher may lag behind.
@@ -24,6 +25,40 @@ pub struct Event {
     pub(super) at: Instant,
 }
 
+/// An event on its way to watchers, and what is sent of it. The first watcher that needs an encoded form makes it for
+/// all; it goes with the last one that has sent it, so that the history holds objects and no frames.
+#[derive(Debug)]
+pub struct Delivery {
+    event: Arc<Event>,
+    frames: [[OnceLock<Bytes>; 3]; 2],
+}
+
+/// The encodings of frames that are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    Json,
+    Protobuf,
+}
+
+impl std::ops::Deref for Delivery {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.event
+    }
+}
+
+impl Delivery {
+    pub(super) fn new(event: Arc<Event>) -> Arc<Self> {
+        Arc::new(Self { event, frames: Default::default() })
+    }
+
+    /// The frame of the event, as a watcher sees it who selects as `seen` says.
+    pub fn frame(&self, kind: FrameKind, seen: Seen, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.frames[kind as usize][seen as usize].get_or_init(make).clone()
+    }
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Key {
     All,
@@ -35,7 +70,7 @@ enum Key {
 
 struct Watcher {
     id: u64,
-    queue: mpsc::Sender<Arc<Event>>,
+    queue: mpsc::Sender<Arc<Delivery>>,
 }
 
 #[derive(Default)]
@@ -46,7 +81,7 @@ pub(super) struct Watchers {
 
 impl Watchers {
     /// Registers a watcher; it gets every event from now on that its selection may be about, and some that it is not.
-    pub(super) fn add(&mut self, kind: &KindInfo, selection: &Selection) -> (u64, mpsc::Receiver<Arc<Event>>) {
+    pub(super) fn add(&mut self, kind: &KindInfo, selection: &Selection) -> (u64, mpsc::Receiver<Arc<Delivery>>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let id = self.next_id;
         self.next_id += 1;
@@ -88,9 +123,10 @@ impl Watchers {
         if before != now {
             keys.extend(before.map(|value| Key::Field(value.into())));
         }
+        let delivery = Delivery::new(event.clone());
         for key in keys {
             if let Some(watchers) = self.by_key.get_mut(&key) {
-                watchers.retain(|watcher| watcher.queue.try_send(event.clone()).is_ok());
+                watchers.retain(|watcher| watcher.queue.try_send(delivery.clone()).is_ok());
                 if watchers.is_empty() {
                     self.by_key.remove(&key);
                 }

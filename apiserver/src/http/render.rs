@@ -101,8 +101,18 @@ impl Renderer {
         table::table(&*self.resource.strategy, version, metadata, objects, self.include, columns)
     }
 
-    /// An object that is not (only) in the store: the answer to a write.
-    pub fn written(&self, object: Value, code: StatusCode) -> Result<Response> {
+    /// The answer to a write. `text` is the object in the storage version, when there is one.
+    pub fn written(&self, object: Value, text: Option<Bytes>, code: StatusCode) -> Result<Response> {
+        let Some(text) = text.filter(|_| self.is_verbatim()) else {
+            return self.object(self.resource.present(&self.served, object), code);
+        };
+        let mut response = self.sized(Encoding::Json, text)?;
+        *response.status_mut() = code;
+        Ok(response)
+    }
+
+    /// An object that is not in the store, in the version that was asked for.
+    pub fn object(&self, object: Value, code: StatusCode) -> Result<Response> {
         let shaped = match self.format.shape {
             Shape::Object => object,
             Shape::Metadata(version) => table::partial(&object, version),
@@ -124,14 +134,21 @@ impl Renderer {
     pub fn list(&self, list: List) -> Result<Response> {
         let metadata = list_metadata(&list);
         if self.is_verbatim() {
-            return Ok(self.stream_list(list, &metadata));
+            return Ok(self.stream(Encoding::Json, self.json_chunks(list, &metadata)));
         }
         if self.is_protobuf_verbatim()
             && let Some(messages) = list.items.iter().map(|object| object.message()).collect::<Option<Vec<Bytes>>>()
         {
-            let items = messages.iter().map(|message| &message[..]);
-            let bytes = codec::proto::encode_list_of_messages(&self.list_gvk(), &metadata, items);
-            return self.sized(Encoding::Protobuf, bytes.map_err(Status::internal)?.into());
+            let lengths = messages.iter().map(Bytes::len);
+            let (head, tail) =
+                codec::proto::list_frame(&self.list_gvk(), &metadata, lengths).map_err(Status::internal)?;
+            let put = |out: &mut BytesMut, message: &Bytes, _: bool| {
+                out.extend_from_slice(&codec::proto::item_prefix(message.len()));
+                out.extend_from_slice(message);
+            };
+            let size = head.len() + messages.iter().map(|message| message.len() + 6).sum::<usize>();
+            let chunks = Chunks::new(head, messages, put, tail, size);
+            return Ok(self.stream(Encoding::Protobuf, chunks));
         }
         let items = list.items.iter().map(|object| &**object);
         match self.format.shape {
@@ -185,23 +202,36 @@ impl Renderer {
         GroupVersionKind { kind: self.served.list_kind.clone().into(), ..self.served.gvk.clone() }
     }
 
-    /// The list in chunks, so that a large one never exists twice.
-    fn stream_list(&self, list: List, metadata: &Value) -> Response {
-        let size: usize = list.items.iter().map(|object| object.body.len()).sum();
-        let head = format!(
-            "{{{},\"metadata\":{metadata},\"items\":[",
-            crate::registry::header(&self.served.list_kind, &self.served.gvk.api_version())
-        );
+    fn json_chunks(&self, list: List, metadata: &Value) -> impl Iterator<Item = Bytes> + Send + use<> {
+        let header = crate::registry::header(&self.served.list_kind, &self.served.gvk.api_version());
+        let head = format!("{{{header},\"metadata\":{metadata},\"items\":[").into_bytes();
         let item_header = if self.resource.custom { format!("{{{},", self.served.header) } else { "{".to_owned() };
-        let chunks =
-            Chunks { items: list.items.into_iter(), head: Some(head), item_header, started: false, done: false };
-        if self.gzip && size > compress::THRESHOLD {
-            let stream =
-                futures::stream::iter(Gzip::new(chunks).map(|chunk| chunk.map(Frame::data).map_err(BodyError::new)));
-            return gzipped(ok(Encoding::Json, BodyExt::boxed_unsync(StreamBody::new(stream))));
+        let put = move |out: &mut BytesMut, object: &Arc<Stored>, first: bool| {
+            if !first {
+                out.put_u8(b',');
+            }
+            out.extend_from_slice(item_header.as_bytes());
+            out.extend_from_slice(&object.body);
+            out.put_u8(b'}');
+        };
+        let size = head.len() + list.items.iter().map(|object| object.body.len() + 64).sum::<usize>();
+        Chunks::new(head, list.items, put, b"]}\n", size)
+    }
+
+    /// A large answer in chunks, so that it never exists as a whole; a small one as it is.
+    fn stream(&self, encoding: Encoding, mut chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Response {
+        let mut first = Vec::new();
+        while first.iter().map(Bytes::len).sum::<usize>() <= compress::THRESHOLD {
+            match chunks.next() {
+                Some(chunk) => first.push(chunk),
+                None => return ok(encoding, stream_of(first.into_iter().map(Ok))),
+            }
         }
-        let stream = futures::stream::iter(chunks.map(|chunk| Ok::<_, BodyError>(Frame::data(chunk))));
-        ok(Encoding::Json, BodyExt::boxed_unsync(StreamBody::new(stream)))
+        let chunks = first.into_iter().chain(chunks);
+        if self.gzip {
+            return gzipped(ok(encoding, stream_of(Gzip::new(chunks))));
+        }
+        ok(encoding, stream_of(chunks.map(Ok)))
     }
 
     /// A finished body, packed when that pays.
@@ -224,37 +254,50 @@ fn gzipped(mut response: Response) -> Response {
     response
 }
 
-struct Chunks {
-    items: std::vec::IntoIter<Arc<Stored>>,
-    head: Option<String>,
-    item_header: String,
-    started: bool,
+fn stream_of(chunks: impl Iterator<Item = std::io::Result<Bytes>> + Send + 'static) -> Body {
+    let frames = chunks.map(|chunk| chunk.map(Frame::data).map_err(BodyError::new));
+    BodyExt::boxed_unsync(StreamBody::new(futures::stream::iter(frames)))
+}
+
+/// A list as a sequence of chunks of about one size, put together when they are asked for.
+struct Chunks<T, P> {
+    head: Option<Vec<u8>>,
+    items: std::vec::IntoIter<T>,
+    /// Appends an item, told whether it is the first.
+    put: P,
+    tail: &'static [u8],
+    /// Of a chunk: about as much as is needed, so that it seldom grows.
+    capacity: usize,
+    first: bool,
     done: bool,
 }
 
-impl Iterator for Chunks {
+impl<T, P: Fn(&mut BytesMut, &T, bool)> Chunks<T, P> {
+    /// `size`: about how large everything is.
+    fn new(head: Vec<u8>, items: Vec<T>, put: P, tail: &'static [u8], size: usize) -> Self {
+        let capacity = size.min(CHUNK + CHUNK / 4);
+        Self { head: Some(head), items: items.into_iter(), put, tail, capacity, first: true, done: false }
+    }
+}
+
+impl<T, P: Fn(&mut BytesMut, &T, bool)> Iterator for Chunks<T, P> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
         }
-        let mut chunk = BytesMut::new();
+        let mut chunk = BytesMut::with_capacity(self.capacity);
         if let Some(head) = self.head.take() {
-            chunk.extend_from_slice(head.as_bytes());
+            chunk.extend_from_slice(&head);
         }
         while chunk.len() < CHUNK {
-            let Some(object) = self.items.next() else {
-                chunk.extend_from_slice(b"]}\n");
+            let Some(item) = self.items.next() else {
+                chunk.extend_from_slice(self.tail);
                 self.done = true;
                 break;
             };
-            if std::mem::replace(&mut self.started, true) {
-                chunk.put_u8(b',');
-            }
-            chunk.extend_from_slice(self.item_header.as_bytes());
-            chunk.extend_from_slice(&object.body);
-            chunk.put_u8(b'}');
+            (self.put)(&mut chunk, &item, std::mem::replace(&mut self.first, false));
         }
         Some(chunk.freeze())
     }

@@ -149,7 +149,7 @@ impl Request<'_> {
             }
             let found = items.into_iter().find(|object| object.name() == info.name);
             let found = found.ok_or_else(|| Status::not_found(&info.group_resource(), &info.name))?;
-            return Ok(self.renderer.written(found, StatusCode::OK)?.into());
+            return Ok(self.renderer.object(found, StatusCode::OK)?.into());
         }
         match info.verb.as_str() {
             "get" => {
@@ -324,7 +324,7 @@ impl Request<'_> {
         if answer.kind() == "Status" {
             return self.respond(&answer, StatusCode::OK);
         }
-        Ok(self.renderer.written(answer, StatusCode::OK)?.into())
+        Ok(self.renderer.object(answer, StatusCode::OK)?.into())
     }
 
     async fn delete_collection(&self) -> Result<Output> {
@@ -484,8 +484,8 @@ impl Request<'_> {
     fn written(&self, written: Written, mut warnings: Vec<String>) -> Result<Output> {
         warnings.extend(written.warnings);
         let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
-        let object = self.call.resource.present(&self.call.served, written.object);
-        Ok(Output { response: self.renderer.written(object, code)?, warnings })
+        let response = self.renderer.written(written.object, written.text, code)?;
+        Ok(Output { response, warnings })
     }
 
     fn respond(&self, value: &Value, code: StatusCode) -> Result<Output> {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::negotiate::{Encoding, Shape};
 use super::render::Renderer;
 use super::{BodyError, Response};
-use crate::cache::{Event, Seen, Snapshot, Stored, Watch, range_from};
+use crate::cache::{Delivery, FrameKind, Seen, Snapshot, Stored, Watch};
 
 /// A write is about this large at most, if single events are not larger.
 const BATCH: usize = 16 * 1024;
@@ -79,8 +79,8 @@ pub fn respond_error(renderer: &Renderer, status: &Status) -> Response {
 }
 
 fn initial_objects(snapshot: &Snapshot, watch: &Watch) -> VecDeque<Arc<Stored>> {
-    let all = range_from(&snapshot.objects, "");
-    all.filter(|object| watch.selection.matches(object)).cloned().collect()
+    let filter = watch.selection.filter();
+    snapshot.objects.values().filter(|object| filter.matches(object)).cloned().collect()
 }
 
 struct Stream {
@@ -96,7 +96,7 @@ struct Stream {
 }
 
 enum Wake {
-    Event(Arc<Event>),
+    Event(Arc<Delivery>),
     Bookmark,
     TimedOut,
     Ended,
@@ -105,13 +105,10 @@ enum Wake {
 impl Stream {
     /// The next bytes to send; `None` when the watch is over.
     async fn next_chunk(&mut self) -> Option<Bytes> {
-        let mut out = BytesMut::new();
-        while let Some(object) = self.initial.pop_front() {
-            self.put(&mut out, Seen::Added.name(), &object);
-            if out.len() >= BATCH {
-                return Some(out.freeze());
-            }
+        if !self.initial.is_empty() {
+            return Some(self.initial_chunk());
         }
+        let mut out = BytesMut::new();
         if let Some(revision) = self.initial_end.take() {
             self.put_bookmark(&mut out, revision, true);
         }
@@ -123,10 +120,14 @@ impl Stream {
                 return None;
             }
             match self.wake().await {
-                Wake::Event(event) => {
-                    self.put_seen(&mut out, &event);
-                    self.drain(&mut out);
-                }
+                Wake::Event(delivery) => match (self.shared_frame(&delivery), self.watch.try_next()) {
+                    (Some(frame), None) => return Some(frame),
+                    (_, more) => {
+                        self.put_seen(&mut out, &delivery);
+                        more.iter().for_each(|delivery| self.put_seen(&mut out, delivery));
+                        self.drain(&mut out);
+                    }
+                },
                 Wake::Bookmark => self.drain_and_bookmark(&mut out),
                 Wake::TimedOut => {
                     self.ended = true;
@@ -138,6 +139,17 @@ impl Stream {
             }
         }
         Some(out.freeze())
+    }
+
+    fn initial_chunk(&mut self) -> Bytes {
+        let mut out = BytesMut::with_capacity(2 * BATCH);
+        while let Some(object) = self.initial.pop_front() {
+            self.put(&mut out, Seen::Added.name(), &object);
+            if out.len() >= BATCH {
+                break;
+            }
+        }
+        out.freeze()
     }
 
     async fn wake(&mut self) -> Wake {
@@ -158,30 +170,51 @@ impl Stream {
 
     fn drain(&mut self, out: &mut BytesMut) {
         while out.len() < BATCH
-            && let Some(event) = self.watch.try_next()
+            && let Some(delivery) = self.watch.try_next()
         {
-            self.put_seen(out, &event);
+            self.put_seen(out, &delivery);
         }
     }
 
     /// A bookmark promises that everything up to its revision has been sent.
     fn drain_and_bookmark(&mut self, out: &mut BytesMut) {
         let revision = self.watch.revision();
-        while let Some(event) = self.watch.try_next() {
-            self.put_seen(out, &event);
+        while let Some(delivery) = self.watch.try_next() {
+            self.put_seen(out, &delivery);
         }
         self.put_bookmark(out, revision, false);
     }
 
-    fn put_seen(&mut self, out: &mut BytesMut, event: &Event) {
-        let Some(seen) = self.watch.selection.see(event) else { return };
-        match (seen, &event.previous) {
+    /// The event as all watchers get it who see it alike; `None` for those who want something of their own.
+    fn shared_frame(&mut self, delivery: &Delivery) -> Option<Bytes> {
+        let seen = self.watch.selection.see(delivery)?;
+        if seen == Seen::Deleted && !delivery.deleted {
+            return None;
+        }
+        let kind = match () {
+            () if self.renderer.is_verbatim() => FrameKind::Json,
+            () if self.renderer.is_protobuf_verbatim() => FrameKind::Protobuf,
+            () => return None,
+        };
+        Some(delivery.frame(kind, seen, || {
+            let mut out = BytesMut::with_capacity(delivery.object.body.len() + 256);
+            self.put(&mut out, seen.name(), &delivery.object);
+            out.freeze()
+        }))
+    }
+
+    fn put_seen(&mut self, out: &mut BytesMut, delivery: &Delivery) {
+        if let Some(frame) = self.shared_frame(delivery) {
+            return out.extend_from_slice(&frame);
+        }
+        let Some(seen) = self.watch.selection.see(delivery) else { return };
+        match (seen, &delivery.previous) {
             // Gone from the selection, not from the store: the client knows the state before, as of this change.
-            (Seen::Deleted, Some(previous)) if !event.deleted => match previous.at_revision(event.revision) {
+            (Seen::Deleted, Some(previous)) if !delivery.deleted => match previous.at_revision(delivery.revision) {
                 Ok(last) => self.put(out, seen.name(), &last),
-                Err(error) => tracing::error!(key = %event.object.key, %error, "cannot write the last state"),
+                Err(error) => tracing::error!(key = %delivery.object.key, %error, "cannot write the last state"),
             },
-            _ => self.put(out, seen.name(), &event.object),
+            _ => self.put(out, seen.name(), &delivery.object),
         }
     }
 
@@ -195,9 +228,10 @@ impl Stream {
             return;
         }
         if self.renderer.is_protobuf_verbatim()
-            && let Some(bytes) = object.protobuf()
+            && let Some(message) = object.message()
         {
-            return put_frame(out, &codec::proto::encode_watch_event_of(name, &bytes));
+            let (api_version, kind) = (&object.kind.api_version, &object.kind.kind);
+            return put_frame(out, &codec::proto::encode_watch_event_of(name, api_version, kind, &message));
         }
         let value = match self.renderer.format.shape {
             Shape::Table(version) => {
@@ -245,8 +279,8 @@ fn put_event(out: &mut BytesMut, encoding: Encoding, name: &str, object: &Value)
         }
         return;
     }
-    out.extend_from_slice(json!({"type": name, "object": object}).to_string().as_bytes());
-    out.put_u8(b'\n');
+    // The type comes first, as upstream writes it: some clients look no further.
+    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"object\":{object}}}\n").as_bytes());
 }
 
 /// A protobuf message with its length before it.

@@ -1,10 +1,12 @@
 //! POST: a new object.
 
 use apimachinery::status::{Result, Status};
+use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Call, Written, metadata, store_failed, to_bytes};
+use super::{Call, Written, decode_failed, metadata, store_failed, to_bytes};
 use crate::admission::Operation;
+use crate::cache::stored;
 use crate::registry::object::ObjectExt;
 use crate::storage::{Expect, Outcome};
 
@@ -21,7 +23,7 @@ pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
     if let Some(handler) = call.resource.strategy.answers_create() {
         call.resource.strategy.default(&mut object);
         let answer = handler.handle(&call.cx(), "", "create", object).await?;
-        return Ok(Written { object: answer, created: true, warnings: vec![] });
+        return Ok(Written { object: answer, text: None, created: true, warnings: vec![] });
     }
     call.resource.strategy.default(&mut object);
     call.manage_fields(&mut object, None, jiff::Timestamp::now());
@@ -30,14 +32,16 @@ pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
 
 /// Admits, completes, checks and writes a new object in the storage version, which may come from an apply, too.
 pub async fn write(call: &Call<'_>, object: Value) -> Result<Written> {
-    let generated = object.name().is_empty();
-    for attempt in 1.. {
+    if !object.name().is_empty() {
+        return write_once(call, object).await;
+    }
+    for _ in 1..GENERATE_ATTEMPTS {
         match write_once(call, object.clone()).await {
-            Err(status) if generated && status.reason == "AlreadyExists" && attempt < GENERATE_ATTEMPTS => {}
+            Err(status) if status.reason == "AlreadyExists" => {}
             result => return result,
         }
     }
-    unreachable!("the last attempt returns")
+    write_once(call, object).await
 }
 
 async fn write_once(call: &Call<'_>, mut object: Value) -> Result<Written> {
@@ -53,19 +57,26 @@ async fn write_once(call: &Call<'_>, mut object: Value) -> Result<Written> {
     let name = object.name().to_owned();
     let undo = strategy.begin_create(&cx, &mut object).await?;
     let result = check_and_put(call, &name, &mut object).await;
-    match result {
-        Ok(()) if call.options.dry_run => undo.run().await,
-        Ok(()) => drop(undo),
+    let text = match result {
+        Ok(None) => {
+            undo.run().await; // A dry run.
+            None
+        }
+        Ok(text) => {
+            drop(undo);
+            text
+        }
         Err(status) => {
             undo.run().await;
             return Err(status);
         }
-    }
+    };
     let warnings = strategy.warnings(&cx, &object, None);
-    Ok(Written { object, created: true, warnings })
+    Ok(Written { object, text, created: true, warnings })
 }
 
-async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Result<()> {
+/// Checks the object and writes it; as what it is written, `None` when it is not, in a dry run.
+async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Result<Option<Bytes>> {
     let strategy = &*call.resource.strategy;
     let cx = call.cx();
     call.complete(object);
@@ -77,14 +88,15 @@ async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Resul
     call.validate_admission(Operation::Create, name, object, None).await?;
     let exists = || Status::already_exists(&call.resource.group_resource, name);
     if call.options.dry_run {
-        return if call.current(name).await?.is_some() { Err(exists()) } else { Ok(()) };
+        return if call.current(name).await?.is_some() { Err(exists()) } else { Ok(None) };
     }
     let ttl = strategy.ttl(call.server, object);
-    let outcome = call.server.store.put(&call.key(name), to_bytes(object)?, Expect::Absent, ttl).await;
+    let bytes = to_bytes(object)?;
+    let outcome = call.server.store.put(&call.key(name), bytes.clone(), Expect::Absent, ttl).await;
     match outcome.map_err(|error| store_failed(&error))? {
         Outcome::Done(revision) => {
             object.metadata_mut().insert("resourceVersion".into(), revision.to_string().into());
-            Ok(())
+            stored::whole(&bytes, revision).map(Some).map_err(|error| decode_failed(&error))
         }
         Outcome::Mismatch(Some(present)) if is_being_deleted(&present.value) => {
             let mut status = exists();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::get::{be_fresh, parse_version};
 use super::{Call, store_failed};
-use crate::cache::{Selection, Snapshot, Stored, range_from};
+use crate::cache::{Selection, Snapshot, Stored, range_within};
 
 /// The parameters of a list.
 #[derive(Clone, Debug, Default)]
@@ -122,17 +122,18 @@ async fn snapshot_at(call: &Call<'_>, revision: u64) -> Result<Snapshot> {
 
 fn page(call: &Call<'_>, options: &ListOptions, snapshot: &Snapshot, prefix: &str, start: &str) -> List {
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
-    let mut rest = range_from(&snapshot.objects, start).take_while(|object| object.key.starts_with(prefix));
+    let filter = options.selection.filter();
+    let mut rest = range_within(&snapshot.objects, prefix, start);
     let mut items = Vec::new();
     while items.len() < limit {
         match rest.next() {
-            Some(object) if options.selection.matches(object) => items.push(object.clone()),
+            Some(object) if filter.matches(object) => items.push(object.clone()),
             Some(_) => {}
             None => break,
         }
     }
     let mut list = List { items, revision: snapshot.revision, ..List::default() };
-    if let Some(next) = rest.find(|object| options.selection.matches(object)) {
+    if let Some(next) = rest.find(|object| filter.matches(object)) {
         list.continue_token = encode_token(i64::try_from(snapshot.revision).unwrap_or(NOW), &next.key[prefix.len()..]);
         list.remaining = (!options.selection.is_filtered()).then(|| rest.count() + 1);
         if options.continue_token.is_empty() {

@@ -77,6 +77,8 @@ impl FieldValidation {
 pub struct Written {
     /// In the storage version.
     pub object: Value,
+    /// The same as JSON, when it has just been encoded for the store.
+    pub text: Option<bytes::Bytes>,
     pub created: bool,
     pub warnings: Vec<String>,
 }

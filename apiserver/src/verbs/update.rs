@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Call, Written, create, decode_failed, metadata, store_failed, to_bytes};
 use crate::admission::Operation;
-use crate::cache::Stored;
+use crate::cache::{Stored, stored};
 use crate::registry::object::ObjectExt;
 use crate::storage::{Entry, Expect, Outcome};
 
@@ -170,17 +170,20 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
     call.validate_admission(Operation::Update, &call.name, object, Some(old)).await?;
     object.metadata_mut().insert("resourceVersion".into(), old.resource_version().into());
     let warnings = strategy.warnings(&cx, object, Some(old));
-    let written = |object: &mut Value| Attempt::Written(Written { object: object.take(), created: false, warnings });
+    let written =
+        |object: &mut Value, text| Attempt::Written(Written { object: object.take(), text, created: false, warnings });
     if object == old || call.options.dry_run {
-        return Ok(written(object));
+        return Ok(written(object, None));
     }
     let key = call.key(&call.name);
     let last_finalizer_gone = may_go(object) && !call.resource.strategy.keeps_on_delete(object);
+    let mut bytes = None;
     let outcome = if last_finalizer_gone {
         call.server.store.delete(&key, base.revision).await
     } else {
         let ttl = strategy.ttl(call.server, object);
-        call.server.store.put(&key, to_bytes(object)?, Expect::Revision(base.revision), ttl).await
+        let encoded = bytes.insert(to_bytes(object)?).clone();
+        call.server.store.put(&key, encoded, Expect::Revision(base.revision), ttl).await
     };
     match outcome.map_err(|error| store_failed(&error))? {
         Outcome::Done(revision) => {
@@ -190,7 +193,8 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
             } else {
                 strategy.after_update(&cx, object, old).await;
             }
-            Ok(written(object))
+            let text = bytes.map(|bytes| stored::whole(&bytes, revision)).transpose();
+            Ok(written(object, text.map_err(|error| decode_failed(&error))?))
         }
         Outcome::Mismatch(entry) => Ok(Attempt::Lost(entry)),
     }

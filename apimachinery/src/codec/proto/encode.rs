@@ -5,23 +5,36 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::wire::{FIXED64, bytes_field, nested, tag, varint_field};
+use super::wire::{BYTES, FIXED64, bytes_field, bytes_start, nested, tag, varint_field};
 use super::{MAGIC, ProtoError};
 use crate::codec::conform::PROPS;
 use crate::schema::{Field, PropsOr, Scalar, Schema, Shape, builtin};
 
 type Result<T = ()> = std::result::Result<T, ProtoError>;
 
+/// The content encoding and the content type, both empty.
+pub const ENVELOPE_END: &[u8] = &[3 << 3 | BYTES, 0, 4 << 3 | BYTES, 0];
+
 pub fn envelope(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
-    let mut type_meta = Vec::new();
-    bytes_field(&mut type_meta, 1, api_version.as_bytes());
-    bytes_field(&mut type_meta, 2, kind.as_bytes());
-    let mut out = Vec::with_capacity(raw.len() + type_meta.len() + 24);
-    out.extend_from_slice(MAGIC);
-    bytes_field(&mut out, 1, &type_meta);
-    bytes_field(&mut out, 2, raw);
-    bytes_field(&mut out, 3, b"");
-    bytes_field(&mut out, 4, b"");
+    let mut out = envelope_start(&type_meta(api_version, kind), raw.len());
+    out.reserve(raw.len() + ENVELOPE_END.len());
+    out.extend_from_slice(raw);
+    out.extend_from_slice(ENVELOPE_END);
+    out
+}
+
+pub fn type_meta(api_version: &str, kind: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    bytes_field(&mut out, 1, api_version.as_bytes());
+    bytes_field(&mut out, 2, kind.as_bytes());
+    out
+}
+
+/// What comes before a message of this length in its envelope.
+pub fn envelope_start(type_meta: &[u8], length: usize) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    bytes_field(&mut out, 1, type_meta);
+    bytes_start(&mut out, 2, length);
     out
 }
 

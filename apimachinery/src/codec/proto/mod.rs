@@ -108,6 +108,31 @@ pub fn encode_list(gvk: &GroupVersionKind, list_meta: &Value, items: &[&Value]) 
     encode_list_of_messages(gvk, list_meta, messages.iter().map(Vec::as_slice))
 }
 
+/// What comes before and after the items of a list in its envelope, so that the items need not be gathered: each goes
+/// between the two behind its [`item_prefix`]. `lengths` are those of the items' messages.
+pub fn list_frame(
+    gvk: &GroupVersionKind,
+    list_meta: &Value,
+    lengths: impl Iterator<Item = usize>,
+) -> Result<(Vec<u8>, &'static [u8]), ProtoError> {
+    let api_version = gvk.api_version();
+    let schema = builtin().kind(gvk).ok_or_else(|| unknown_kind(&api_version, &gvk.kind))?;
+    let mut head = Map::new();
+    head.insert("metadata".into(), list_meta.clone());
+    let metadata = encode::message(schema, &Value::Object(head))?;
+    let items: usize = lengths.map(wire::field_length).sum();
+    let mut out = encode::envelope_start(&encode::type_meta(&api_version, &gvk.kind), metadata.len() + items);
+    out.extend_from_slice(&metadata);
+    Ok((out, encode::ENVELOPE_END))
+}
+
+/// What comes before an item's message in a list.
+pub fn item_prefix(length: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(6);
+    wire::bytes_start(&mut out, 2, length);
+    out
+}
+
 /// Encodes a list from items that [`encode_message`] made earlier.
 pub fn encode_list_of_messages<'a>(
     gvk: &GroupVersionKind,
@@ -128,16 +153,24 @@ pub fn encode_list_of_messages<'a>(
 /// Encodes a `WatchEvent` without an envelope and without the four length bytes that frame it in a stream; the object
 /// inside has an envelope.
 pub fn encode_watch_event(event: &str, object: &Value) -> Result<Vec<u8>, ProtoError> {
-    Ok(encode_watch_event_of(event, &encode_object(object)?))
+    let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let schema = builtin().kind_of_object(api_version, kind).ok_or_else(|| unknown_kind(api_version, kind))?;
+    Ok(encode_watch_event_of(event, api_version, kind, &encode_message(schema, object)?))
 }
 
-/// The same from an object that [`encode_object`] made earlier.
-pub fn encode_watch_event_of(event: &str, object: &[u8]) -> Vec<u8> {
-    let mut raw = Vec::with_capacity(object.len() + 6);
-    wire::bytes_field(&mut raw, 1, object);
-    let mut out = Vec::with_capacity(raw.len() + event.len() + 8);
+/// The same from a message that [`encode_message`] made earlier, which is copied once.
+pub fn encode_watch_event_of(event: &str, api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
+    let start = encode::envelope_start(&encode::type_meta(api_version, kind), message.len());
+    let object = start.len() + message.len() + encode::ENVELOPE_END.len();
+    let raw = wire::field_length(object);
+    let mut out = Vec::with_capacity(wire::field_length(event.len()) + wire::field_length(raw));
     wire::bytes_field(&mut out, 1, event.as_bytes());
-    wire::bytes_field(&mut out, 2, &raw);
+    wire::bytes_start(&mut out, 2, raw);
+    wire::bytes_start(&mut out, 1, object);
+    out.extend_from_slice(&start);
+    out.extend_from_slice(message);
+    out.extend_from_slice(encode::ENVELOPE_END);
     out
 }
 

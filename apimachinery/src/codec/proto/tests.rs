@@ -124,3 +124,36 @@ proptest! {
         round_trip(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data, "immutable": immutable}));
     }
 }
+
+#[test]
+fn a_list_in_parts_is_the_list() {
+    let gvk = GroupVersionKind { group: "".into(), version: "v1".into(), kind: "ConfigMapList".into() };
+    let schema = builtin().kind_of_object("v1", "ConfigMap").expect("known");
+    let large = "x".repeat(300);
+    for names in [&[][..], &["a"], &["a", "b", &large]] {
+        let items: Vec<Value> = names.iter().map(|name| json!({"metadata": {"name": name}})).collect();
+        let metadata = json!({"resourceVersion": "7"});
+        let whole = encode_list(&gvk, &metadata, &items.iter().collect::<Vec<_>>()).expect("encodes");
+        let messages: Vec<Vec<u8>> = items.iter().map(|item| encode_message(schema, item).expect("encodes")).collect();
+        let (mut parts, tail) = list_frame(&gvk, &metadata, messages.iter().map(Vec::len)).expect("encodes");
+        for message in &messages {
+            parts.extend(item_prefix(message.len()));
+            parts.extend_from_slice(message);
+        }
+        parts.extend_from_slice(tail);
+        assert_eq!(parts, whole);
+    }
+}
+
+#[test]
+fn a_watch_event_holds_its_object_in_an_envelope() {
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x".repeat(200)}});
+    let bytes = encode_watch_event("ADDED", &object).expect("encodes");
+    let enveloped = encode_object(&object).expect("encodes");
+    let mut raw = Vec::new();
+    wire::bytes_field(&mut raw, 1, &enveloped);
+    let mut expected = Vec::new();
+    wire::bytes_field(&mut expected, 1, b"ADDED");
+    wire::bytes_field(&mut expected, 2, &raw);
+    assert_eq!(bytes, expected);
+}

@@ -22,9 +22,20 @@ pub fn tag(out: &mut Vec<u8>, number: u16, wire: u8) {
     varint(out, u64::from(number) << 3 | u64::from(wire));
 }
 
-pub fn bytes_field(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
+/// What comes before so many bytes.
+pub fn bytes_start(out: &mut Vec<u8>, number: u16, length: usize) {
     tag(out, number, BYTES);
-    varint(out, bytes.len() as u64);
+    varint(out, length as u64);
+}
+
+/// How long a field of so many bytes is, when its number is below 16.
+pub fn field_length(length: usize) -> usize {
+    let bits = usize::BITS - (length | 1).leading_zeros();
+    1 + bits.div_ceil(7) as usize + length
+}
+
+pub fn bytes_field(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
+    bytes_start(out, number, bytes.len());
     out.extend_from_slice(bytes);
 }
 
