@@ -3,6 +3,7 @@
 //!
 //! Nothing here sleeps for a fixed time: every wait is a bounded poll that reports what it last saw.
 
+pub mod differential;
 pub mod overlay;
 
 use std::io::Write;
