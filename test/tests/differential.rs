@@ -1,5 +1,5 @@
 //! Ours and upstream's API server answer alike. `hack/differential` runs it; KETCH_DIFFERENTIAL narrows it to scripts
-//! and kinds whose names contain that text, KETCH_REPORT names a file for all that differs.
+//! and kinds whose names contain that text, KETCH_REPORT names a folder for all that differs and the servers' logs.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -16,7 +16,8 @@ const SHOWN: usize = 40;
 #[ignore = "needs upstream's kube-apiserver: run by hack/differential"]
 async fn answers_are_upstreams() -> Result<()> {
     let programs = Programs::from_env()?;
-    let keys = Keys::make()?;
+    let report = std::env::var("KETCH_REPORT").map_err(|_| Error::Setting("KETCH_REPORT"))?;
+    let keys = Keys::make(report.as_ref())?;
     let (our_etcd, their_etcd) = (Etcd::start(&programs.etcd)?, Etcd::start(&programs.etcd)?);
     let (ours, upstream) = futures::try_join!(
         ApiServer::start(&programs.ours, "ours", &our_etcd, &keys),
@@ -28,7 +29,7 @@ async fn answers_are_upstreams() -> Result<()> {
 
     let verdict = known::judge(&known::read(&data())?, found, only.is_empty());
     println!("{requests} requests, {} known differences, {} new", verdict.listed, verdict.unlisted.len());
-    report(&verdict.unlisted)?;
+    write(&format!("{report}/differences.txt"), &verdict.unlisted)?;
     let shown: Vec<String> = verdict.unlisted.iter().take(SHOWN).map(ToString::to_string).collect();
     assert!(
         verdict.unlisted.is_empty() && verdict.unused.is_empty(),
@@ -72,8 +73,7 @@ fn names<T>(map: &BTreeMap<String, T>) -> String {
     map.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn report(differences: &[Difference]) -> Result<()> {
-    let Ok(path) = std::env::var("KETCH_REPORT") else { return Ok(()) };
+fn write(path: &str, differences: &[Difference]) -> Result<()> {
     let text: Vec<String> = differences.iter().map(ToString::to_string).collect();
-    std::fs::write(&path, text.join("\n")).map_err(|source| Error::File { path: path.into(), source })
+    std::fs::write(path, text.join("\n")).map_err(|source| Error::File { path: path.into(), source })
 }

@@ -114,7 +114,9 @@ pub struct Script {
 
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })?;
-    serde_saphyr::from_str(&text).map_err(|source| Error::Data { path: path.into(), source: Box::new(source) })
+    // `n` is a name here, not YAML 1.1's "no".
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(&text, options).map_err(|source| Error::Data { path: path.into(), source: Box::new(source) })
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -144,6 +146,10 @@ pub fn change(object: &mut Value, changes: &Changes) -> std::result::Result<(), 
     for (pointer, value) in changes {
         let (parent, last) = pointer.rsplit_once('/').ok_or_else(|| format!("{pointer:?} is no pointer"))?;
         let last = last.replace("~1", "/").replace("~0", "~");
+        // The metadata of an object that has none is made.
+        if parent == "/metadata" && object["metadata"].is_null() {
+            object["metadata"] = Map::new().into();
+        }
         match object.pointer_mut(parent) {
             Some(Value::Array(items)) if last == "-" => items.push(value.clone()),
             Some(Value::Array(items)) => {

@@ -43,12 +43,14 @@ impl Programs {
 
 /// Keys, certificates and users, in a folder that lives as long as this.
 pub struct Keys {
-    pub dir: TempDir,
+    dir: TempDir,
     authority: CertificateDer<'static>,
+    /// Where the servers' logs go.
+    logs: PathBuf,
 }
 
 impl Keys {
-    pub fn make() -> Result<Self> {
+    pub fn make(logs: &Path) -> Result<Self> {
         let dir = tempfile::tempdir().map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -76,7 +78,8 @@ impl Keys {
             let path = dir.path().join(name);
             fs::write(&path, text).map_err(|source| Error::File { path, source })?;
         }
-        Ok(Self { dir, authority: authority.der().clone() })
+        fs::create_dir_all(logs).map_err(|source| Error::File { path: logs.into(), source })?;
+        Ok(Self { dir, authority: authority.der().clone(), logs: logs.into() })
     }
 }
 
@@ -147,7 +150,7 @@ impl ApiServer {
             "--allow-privileged=true".into(),
             "--enable-bootstrap-token-auth=true".into(),
         ];
-        let process = start(program, &args, keys.dir.path(), name)?;
+        let process = start(program, &args, &keys.logs, name)?;
         let client = Client::new(format!("https://127.0.0.1:{port}"), keys.authority.clone(), USERS[0].1)?;
         let deadline = Instant::now() + Duration::from_secs(READY_SECONDS);
         loop {
@@ -157,7 +160,7 @@ impl ApiServer {
                 Err(error) => chain(&error),
             };
             if Instant::now() >= deadline {
-                let log = keys.dir.path().join(format!("{name}.log"));
+                let log = keys.logs.join(format!("{name}.log"));
                 return Err(Error::NotReady { what: name.into(), seconds: READY_SECONDS, last, log });
             }
             tokio::time::sleep(POLL).await;
