@@ -33,8 +33,8 @@ pub struct Status {
     pub reason: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<Details>>,
-    /// The HTTP status code.
-    #[serde(default)]
+    /// The HTTP status code; 0 in a success, which does not carry it.
+    #[serde(default, skip_serializing_if = "is_no_code")]
     pub code: u16,
 }
 
@@ -64,6 +64,10 @@ pub struct Cause {
     pub message: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
+}
+
+fn is_no_code(code: &u16) -> bool {
+    *code == 0
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -124,12 +128,14 @@ pub struct FieldError {
     pub field: String,
     /// The offending value; unused by `Required`, `Forbidden`, `TooLong` and `Internal`, whose messages leave it out.
     pub value: Value,
+    /// How the value is printed, where that is not simply its JSON: objects in the order of their schema.
+    pub shown: String,
     pub detail: String,
 }
 
 impl FieldError {
     fn new(kind: FieldErrorKind, field: impl fmt::Display, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: field.to_string(), value, detail: detail.into() }
+        Self { kind, field: field.to_string(), value, shown: String::new(), detail: detail.into() }
     }
 
     pub fn required(field: impl fmt::Display, detail: impl Into<String>) -> Self {
@@ -184,6 +190,7 @@ impl FieldError {
                 self.kind.text().to_owned()
             }
             _ => match &self.value {
+                _ if !self.shown.is_empty() => format!("{}: {}", self.kind.text(), self.shown),
                 Value::Null => format!("{}: null", self.kind.text()),
                 Value::String(s) => format!("{}: {s:?}", self.kind.text()),
                 other => format!("{}: {other}", self.kind.text()),
@@ -235,7 +242,7 @@ impl Status {
             uid: uid.into(),
             ..Details::default()
         };
-        Self { status: "Success".into(), details: Some(Box::new(details)), code: 200, ..Self::failure(200, "", "") }
+        Self { status: "Success".into(), details: Some(Box::new(details)), ..Self::failure(0, "", "") }
     }
 
     pub fn is_success(&self) -> bool {

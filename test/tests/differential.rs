@@ -1,5 +1,5 @@
-//! Ours and upstream's API server answer alike. `hack/differential` runs it; KETCH_DIFFERENTIAL narrows it to scripts
-//! and kinds whose names contain that text, KETCH_REPORT names a folder for all that differs and the servers' logs.
+//! Ours and upstream's API server answer alike. `hack/differential` runs it; KETCH_DIFFERENTIAL, a regular
+//! expression, narrows it to scripts and kinds with such names, KETCH_REPORT names a folder for all that differs and the servers' logs.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -25,7 +25,9 @@ async fn answers_are_upstreams() -> Result<()> {
     )?;
     let pair = Pair { ours: ours.client.clone(), upstream: upstream.client.clone() };
     let only = std::env::var("KETCH_DIFFERENTIAL").unwrap_or_default();
-    let (found, requests) = everything(&pair, &only).await?;
+    let chosen =
+        regex::Regex::new(&only).map_err(|error| Error::Case { case: only.clone(), why: error.to_string() })?;
+    let (found, requests) = everything(&pair, &chosen).await?;
 
     let verdict = known::judge(&known::read(&data())?, found, only.is_empty());
     println!("{requests} requests, {} known differences, {} new", verdict.listed, verdict.unlisted.len());
@@ -42,9 +44,9 @@ async fn answers_are_upstreams() -> Result<()> {
     Ok(())
 }
 
-async fn everything(pair: &Pair, only: &str) -> Result<(Vec<Difference>, usize)> {
+async fn everything(pair: &Pair, chosen: &regex::Regex) -> Result<(Vec<Difference>, usize)> {
     let (mut found, mut requests) = (Vec::new(), 0);
-    for script in corpus::scripts(&data())?.iter().filter(|script| script.name.contains(only)) {
+    for script in corpus::scripts(&data())?.iter().filter(|script| chosen.is_match(&script.name)) {
         let (differences, asked) = play::script(pair, script).await?;
         found.extend(differences);
         requests += asked;
@@ -57,7 +59,7 @@ async fn everything(pair: &Pair, only: &str) -> Result<(Vec<Difference>, usize)>
         let Some(facts) = facts.remove(&kind.id()) else {
             return Err(Error::Case { case: kind.id(), why: "upstream's discovery does not have it".into() });
         };
-        if kind.id().contains(only) {
+        if chosen.is_match(&kind.id()) {
             let start = Instant::now();
             let (differences, asked) = play::kind(pair, &kind, &facts, &steps).await?;
             println!("{}: {asked} requests, {} differences, {:?}", kind.id(), differences.len(), start.elapsed());

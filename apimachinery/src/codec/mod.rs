@@ -6,6 +6,7 @@
 
 mod conform;
 pub mod json;
+mod order;
 pub mod proto;
 mod tree;
 pub mod yaml;
@@ -13,6 +14,7 @@ pub mod yaml;
 use serde_json::Value;
 
 pub use conform::{complete, conform, is_complete};
+pub use order::show_in_order;
 
 /// No body is decoded that is larger than this, in bytes; the HTTP layer has tighter limits of its own.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;

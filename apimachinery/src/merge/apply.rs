@@ -37,7 +37,8 @@ impl Manager<'_> {
             operation,
             api_version: self.api_version.to_owned(),
             subresource: self.subresource.to_owned(),
-            time: Some(self.time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            // Upstream translates the owners of a scale's fields to those of its object and loses the time on the way.
+            time: (self.subresource != "scale").then(|| self.time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
             fields,
         }
     }

@@ -51,6 +51,10 @@ impl Strategy for Review {
 #[async_trait]
 impl SubresourceHandler for Review {
     async fn handle(&self, cx: &Cx<'_>, _name: &str, _verb: &str, mut body: Value) -> Result<Value> {
+        if *self == Self::SelfSubject {
+            // Upstream answers with a review of its own making.
+            body["metadata"] = json!({"creationTimestamp": crate::verbs::timestamp(cx.now)});
+        }
         let status = match self {
             Self::SelfSubjectAccess | Self::SubjectAccess | Self::LocalSubjectAccess => self.access(cx, &body)?,
             Self::SelfSubjectRules => rules(cx, &body)?,
@@ -58,25 +62,15 @@ impl SubresourceHandler for Review {
             Self::Token => token(cx, &body)?,
         };
         body.set(&["status"], status);
-        if !matches!(self, Self::Token) {
-            body.metadata_mut().entry("creationTimestamp").or_insert(Value::Null);
+        if *self == Self::SelfSubjectRules {
+            body["metadata"] = json!({});
+            body["spec"] = json!({});
         }
         Ok(body)
     }
 }
 
 impl Review {
-    fn kind(self) -> &'static str {
-        match self {
-            Self::SelfSubjectAccess => "SelfSubjectAccessReview",
-            Self::SubjectAccess => "SubjectAccessReview",
-            Self::LocalSubjectAccess => "LocalSubjectAccessReview",
-            Self::SelfSubjectRules => "SelfSubjectRulesReview",
-            Self::SelfSubject => "SelfSubjectReview",
-            Self::Token => "TokenReview",
-        }
-    }
-
     fn access(self, cx: &Cx<'_>, body: &Value) -> Result<Value> {
         let mut body = body.clone();
         if self == Self::LocalSubjectAccess {
@@ -92,7 +86,8 @@ impl Review {
         }
         let errors = self.validate(&body);
         if !errors.is_empty() {
-            return Err(Status::invalid(&GroupKind::new("authorization.k8s.io", self.kind()), "", &errors));
+            // Upstream's object does not know its kind at this point.
+            return Err(Status::invalid(&GroupKind::new("authorization.k8s.io", ""), "", &errors));
         }
         let subject = match self {
             Self::SelfSubjectAccess => cx.user.clone(),
@@ -116,19 +111,18 @@ impl Review {
         let given = |field: &str| spec.get(field).is_some_and(|value| !value.is_null());
         let (resource, path) = (given("resourceAttributes"), given("nonResourceAttributes"));
         let mut errors = Vec::new();
-        if resource && path {
-            errors.push(FieldError::invalid(
-                "spec.nonResourceAttributes",
-                spec["nonResourceAttributes"].clone(),
-                "cannot be specified in combination with resourceAttributes",
-            ));
+        if resource == path {
+            let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            errors.push(FieldError::invalid("spec", spec["nonResourceAttributes"].clone(), detail));
         }
-        if !resource && !path {
-            errors.push(FieldError::invalid(
-                "spec.resourceAttributes",
-                spec["nonResourceAttributes"].clone(),
-                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-            ));
+        let local = self == Self::LocalSubjectAccess;
+        let meant = |name: &str| name == "managedFields" || (local && name == "namespace");
+        if body["metadata"].as_object().is_some_and(|metadata| metadata.keys().any(|name| !meant(name))) {
+            let detail = if local { "must be empty except for namespace" } else { "must be empty" };
+            errors.push(FieldError::invalid("metadata", body["metadata"].clone(), detail));
+        }
+        for selector in ["fieldSelector", "labelSelector"] {
+            selector_attributes(&spec["resourceAttributes"][selector], selector, &mut errors);
         }
         if self != Self::SelfSubjectAccess && spec.str_at(&["user"]).is_empty() && spec.list_at(&["groups"]).is_empty()
         {
@@ -147,6 +141,45 @@ impl Review {
             errors.push(FieldError::invalid("spec.nonResourceAttributes", value, "disallowed on this kind of request"));
         }
         errors
+    }
+}
+
+/// A selector of a question: its text or its requirements, well formed as far as their operators are known.
+fn selector_attributes(selector: &Value, name: &str, errors: &mut Vec<FieldError>) {
+    if selector.is_null() {
+        return;
+    }
+    let path = format!("spec.resourceAttributes.{name}");
+    let (raw, requirements) = (selector.str_at(&["rawSelector"]), selector.list_at(&["requirements"]));
+    if !raw.is_empty() && !requirements.is_empty() {
+        let detail = "may not specified at the same time as requirements";
+        errors.push(FieldError::invalid(format!("{path}.rawSelector"), raw, detail));
+    }
+    if raw.is_empty() && requirements.is_empty() {
+        let detail = format!("when {path} is specified, requirements or rawSelector is required");
+        errors.push(FieldError::required(format!("{path}.requirements"), detail));
+    }
+    for (index, requirement) in requirements.iter().enumerate() {
+        let path = format!("{path}.requirements[{index}]");
+        let values = requirement.list_at(&["values"]);
+        match requirement.str_at(&["operator"]) {
+            "In" | "NotIn" if values.is_empty() => {
+                let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+                errors.push(FieldError::required(format!("{path}.values"), detail));
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                errors.push(FieldError::forbidden(format!("{path}.values"), detail));
+            }
+            _ => {}
+        }
+        let key = requirement.str_at(&["key"]);
+        if name == "labelSelector" {
+            let problems = apimachinery::meta::validation::is_qualified_name(key);
+            errors.extend(problems.into_iter().map(|m| FieldError::invalid(format!("{path}.key"), key, m)));
+        } else if key.is_empty() {
+            errors.push(FieldError::required(format!("{path}.key"), "must be specified"));
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::codec;
-use apimachinery::meta::{FieldSelector, LabelSelector};
-use apimachinery::status::{Result, Status};
+use apimachinery::meta::{FieldSelector, GroupKind, LabelSelector};
+use apimachinery::status::{FieldError, Result, Status};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -34,6 +34,14 @@ pub struct Input<'a> {
     pub body: Bytes,
     /// What admission wants the client to know, also when the request fails.
     pub warnings: Arc<Warnings>,
+}
+
+/// What a body says that it is.
+#[derive(Default, serde::Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Claim {
+    kind: String,
+    api_version: String,
 }
 
 /// The answer, and texts for `Warning` headers.
@@ -378,12 +386,13 @@ impl Request<'_> {
         let resource = &self.call.resource;
         for requirement in fields.iter_mut().flat_map(FieldSelector::requirements_mut) {
             let field = requirement.field.as_str();
-            if matches!(field, "metadata.name" | "metadata.namespace") {
+            let own_labels = !resource.strategy.selectable_fields().is_empty();
+            if field == "metadata.name" || field == "metadata.namespace" && (resource.namespaced || !own_labels) {
                 continue;
             }
             let is_selectable = |stored: &&str| resource.cache.kind().fields.iter().any(|(name, _)| name == *stored);
             let Some(stored) = resource.strategy.stored_field(field).filter(is_selectable) else {
-                return Err(Status::bad_request(format!("field label not supported: {field}")));
+                return Err(unknown_field(resource, field));
             };
             requirement.field = stored.to_owned();
         }
@@ -398,12 +407,34 @@ impl Request<'_> {
 
     /// The body as an object of `schema`; complaints about fields are errors or warnings, as the client chose.
     fn decode(&self, schema: Option<&SchemaRef>, warnings: &mut Vec<String>) -> Result<Value> {
-        let body = negotiate::decode(self.input.headers, &self.input.body, schema)?;
-        check_strict(self.call.options.field_validation, &body.strict_errors, warnings)?;
+        let body = negotiate::decode(self.input.headers, &self.input.body, schema);
+        let body = body.map_err(|status| self.cannot_be_handled(status))?;
+        check_strict(self.call.options.field_validation, &body.strict_errors, warnings)
+            .map_err(|status| self.cannot_be_handled(status))?;
         if !body.value.is_object() {
             return Err(Status::bad_request("the request body is not an object"));
         }
         Ok(body.value)
+    }
+
+    /// Says what the body claimed to be and what was wanted, before what is wrong with it.
+    fn cannot_be_handled(&self, status: Status) -> Status {
+        if status.reason != "BadRequest" {
+            return status;
+        }
+        let wanted = &self.call.served.gvk;
+        let claimed = match serde_json::from_slice::<Claim>(&self.input.body) {
+            Ok(claim) => claim,
+            // YAML: its reader has said enough, and what it claims is what is wanted, nearly always.
+            Err(_) => Claim::default(),
+        };
+        let kind = if claimed.kind.is_empty() { &*wanted.kind } else { &claimed.kind };
+        let version = match apimachinery::meta::GroupVersion::parse(&claimed.api_version) {
+            Some(given) if !given.version.is_empty() => given.version.to_string(),
+            _ => wanted.version.to_string(),
+        };
+        let why = status.message;
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {}: {why}", wanted.kind))
     }
 
     /// The body as what a subresource takes.
@@ -446,9 +477,8 @@ impl Request<'_> {
             "application/strategic-merge-patch+json" => Ok(Patch::Strategic(json()?)),
             "application/apply-patch+yaml" => {
                 if self.input.info.param("fieldManager").unwrap_or_default().is_empty() {
-                    return Err(Status::bad_request(
-                        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-                    ));
+                    let error = FieldError::required("fieldManager", "is required for apply patch");
+                    return Err(Status::invalid(&GroupKind::new("meta.k8s.io", "PatchOptions"), "", &[error]));
                 }
                 let unreadable =
                     |error: codec::DecodeError| Status::bad_request(format!("error decoding YAML: {error}"));
@@ -469,15 +499,11 @@ impl Request<'_> {
                 }
                 Ok(Patch::Apply(config.value))
             }
-            other => Err(Status::unsupported_media_type(
-                other,
-                &[
-                    "application/json-patch+json",
-                    "application/merge-patch+json",
-                    "application/strategic-merge-patch+json",
-                    "application/apply-patch+yaml",
-                ],
-            )),
+            _ => {
+                let mut status = Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type");
+                status.details = Some(Box::default());
+                Err(status)
+            }
         }
     }
 
@@ -502,6 +528,15 @@ fn patch_scale(mut scale: Value, patch: &Patch) -> Result<Value> {
         }
     }
     Ok(scale)
+}
+
+/// Kinds without selectable fields of their own name the two that all have.
+fn unknown_field(resource: &crate::registry::Resource, field: &str) -> Status {
+    Status::bad_request(if resource.custom || !resource.strategy.selectable_fields().is_empty() {
+        format!("field label not supported: {field}")
+    } else {
+        format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+    })
 }
 
 fn invalid_list_options(message: &str) -> Status {

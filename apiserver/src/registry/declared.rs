@@ -35,6 +35,7 @@ pub struct Declared {
     pub unconditional_update: bool,
     pub status: Option<&'static StatusOf>,
     pub selectable: &'static [&'static str],
+    pub warn: fn(&Value) -> Vec<String>,
 }
 
 const NAME_AND_AGE: &[Column] = &[Column::name(), Column::age()];
@@ -53,6 +54,7 @@ impl Declared {
             unconditional_update: true,
             status: None,
             selectable: &[],
+            warn: |_| Vec::new(),
         }
     }
 
@@ -97,6 +99,12 @@ impl Declared {
 
     pub const fn status(mut self, status: &'static StatusOf) -> Self {
         self.status = Some(status);
+        self
+    }
+
+    /// What users are told about an object that is accepted.
+    pub const fn warned(mut self, warn: fn(&Value) -> Vec<String>) -> Self {
+        self.warn = warn;
         self
     }
 
@@ -174,6 +182,10 @@ impl Strategy for Declared {
 
     fn selectable_fields(&self) -> &'static [&'static str] {
         self.selectable
+    }
+
+    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, _old: Option<&Value>) -> Vec<String> {
+        (self.warn)(obj)
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -17,6 +17,7 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
 
 const KINDS: &[Row] = &[
+    ("", "bindings", &core::pod_binding::BINDINGS),
     ("", "componentstatuses", &core::component_status::ComponentStatus),
     ("", "configmaps", &core::config_map::ConfigMap),
     ("", "endpoints", &core::endpoints::Endpoints),

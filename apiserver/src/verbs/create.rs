@@ -16,12 +16,16 @@ const GENERATE_ATTEMPTS: usize = 8;
 /// Creates `object`, which is in the version of the request.
 pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
     let mut object = call.resource.internalize(&call.served, object);
-    if !object.resource_version().is_empty() {
+    if !object.resource_version().is_empty() && !call.options.dry_run {
         return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
     }
     metadata::set_namespace(&mut object, &call.namespace, call.resource.namespaced)?;
+    for name in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        object.metadata_mut().remove(name);
+    }
     if let Some(handler) = call.resource.strategy.answers_create() {
         call.resource.strategy.default(&mut object);
+        call.manage_fields(&mut object, None, jiff::Timestamp::now());
         let answer = handler.handle(&call.cx(), "", "create", object).await?;
         return Ok(Written { object: answer, text: None, created: true, warnings: vec![] });
     }
@@ -83,7 +87,7 @@ async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Resul
     let mut errors = metadata::validate(object, call.resource.namespaced, strategy.name_rule());
     errors.extend(strategy.validate_create(&cx, object));
     if !errors.is_empty() {
-        return Err(Status::invalid(&call.resource.group_kind(), name, &errors));
+        return Err(call.invalid(name, errors));
     }
     call.validate_admission(Operation::Create, name, object, None).await?;
     let exists = || Status::already_exists(&call.resource.group_resource, name);

@@ -75,7 +75,8 @@ pub fn options(body: &Value, param: impl Fn(&str) -> Option<String>) -> Result<D
         ("Background", None) => Some(Propagation::Background),
         ("Foreground", None) => Some(Propagation::Foreground),
         _ => {
-            let error = FieldError::not_supported("propagationPolicy", policy, &["Foreground", "Background", "Orphan"]);
+            let error =
+                FieldError::not_supported("propagationPolicy", policy, &["Foreground", "Background", "Orphan", "nil"]);
             return Err(Status::invalid(
                 &apimachinery::meta::GroupKind::new("meta.k8s.io", "DeleteOptions"),
                 "",
@@ -124,7 +125,7 @@ pub async fn delete(call: &Call<'_>, options: &DeleteOptions) -> Result<Deleted>
     Err(call.conflict(&call.name, "the object kept changing while it was being deleted; please try again"))
 }
 
-/// Deletes what the selection matches, one by one; the objects as they were.
+/// Deletes what the selection matches, one by one; the objects as they were when they were listed, as upstream.
 pub async fn delete_collection(
     call: &Call<'_>,
     objects: &[Arc<Stored>],
@@ -141,8 +142,8 @@ pub async fn delete_collection(
             ..Call::new(call.server, call.user, call.resource.clone(), call.served.clone())
         };
         match delete(&one, options).await {
-            Ok(result) => deleted.push(result.object),
-            Err(status) if status.code == 404 => {}
+            Ok(_) => deleted.push(object.value()),
+            Err(status) if status.code == 404 => deleted.push(object.value()),
             Err(status) => return Err(status),
         }
     }
@@ -211,14 +212,21 @@ async fn put_marked(call: &Call<'_>, key: &str, revision: u64, mut marked: Value
 }
 
 fn check_preconditions(call: &Call<'_>, old: &Value, options: &DeleteOptions) -> Result<()> {
-    let name = &call.name;
+    // Upstream names the kind here, where other conflicts name the resource.
+    let kind = call.resource.group_kind();
+    let kind = apimachinery::meta::GroupResource::new(kind.group, kind.kind);
+    let conflict = |why: String| Status::conflict(&kind, &call.name, why);
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != old.uid()) {
         let record = old.uid();
-        return Err(call.conflict(name, format!("the UID in the precondition ({uid}) does not match the UID in record ({record}). The object might have been deleted and then recreated")));
+        return Err(conflict(format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({record}). The object might have been deleted and then recreated"
+        )));
     }
     if let Some(version) = options.resource_version.as_deref().filter(|version| *version != old.resource_version()) {
         let record = old.resource_version();
-        return Err(call.conflict(name, format!("the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({record}). The object might have been modified")));
+        return Err(conflict(format!(
+            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({record}). The object might have been modified"
+        )));
     }
     Ok(())
 }

@@ -16,14 +16,13 @@ const RANDOM_LENGTH: usize = 5;
 /// Longest base of a generated name.
 const GENERATED_BASE_MAX: usize = 63 - RANDOM_LENGTH;
 const ANNOTATIONS_MAX: usize = 256 * 1024;
+/// Finalizers that need no prefix.
+pub const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 
 /// Puts the object into the namespace of the request; it may not name another one.
 pub fn set_namespace(obj: &mut Value, namespace: &str, namespaced: bool) -> Result<()> {
     let given = obj.namespace().to_owned();
     if !namespaced {
-        if !given.is_empty() {
-            return Err(Status::bad_request("namespace may not be set on a cluster-scoped object"));
-        }
         obj.metadata_mut().remove("namespace");
         return Ok(());
     }
@@ -39,7 +38,7 @@ pub fn set_namespace(obj: &mut Value, namespace: &str, namespaced: bool) -> Resu
 /// What the server decides about a new object.
 pub fn fill_for_create(obj: &mut Value, now: jiff::Timestamp) {
     let metadata = obj.metadata_mut();
-    for name in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for name in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         metadata.remove(name);
     }
     metadata.insert("creationTimestamp".into(), timestamp(now).into());
@@ -142,6 +141,10 @@ pub fn validate_update(obj: &Value, old: &Value) -> Vec<FieldError> {
 
 fn validate_common(obj: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    if let Some(generation) = obj.i64_at(&["metadata", "generation"]).filter(|generation| *generation < 0) {
+        let detail = "must be greater than or equal to 0";
+        errors.push(FieldError::invalid("metadata.generation", generation, detail));
+    }
     for (key, value) in obj.labels().into_iter().flatten() {
         let field = "metadata.labels";
         errors.extend(
@@ -168,21 +171,25 @@ fn validate_common(obj: &Value) -> Vec<FieldError> {
 fn validate_owners(obj: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut controller: Option<String> = None;
-    for owner in obj.list_at(&["metadata", "ownerReferences"]) {
-        let field = |name: &str| format!("metadata.ownerReferences.{name}");
-        if owner.api_version().is_empty() {
-            errors.push(FieldError::invalid(field("apiVersion"), "", "version must not be empty"));
+    for (index, owner) in obj.list_at(&["metadata", "ownerReferences"]).iter().enumerate() {
+        let field = |name: &str| format!("metadata.ownerReferences[{index}].{name}");
+        let version = owner.api_version();
+        if version.matches('/').count() > 1 {
+            let detail = "must be <group>/<version> or <version>";
+            errors.push(FieldError::invalid(field("apiVersion"), version, detail));
         }
-        for (name, value) in
-            [("kind", owner.kind()), ("name", owner.str_at(&["name"])), ("uid", owner.str_at(&["uid"]))]
-        {
-            if value.is_empty() {
-                errors.push(FieldError::invalid(field(name), "", "must not be empty"));
-            }
+        let texts = [
+            ("apiVersion", version),
+            ("kind", owner.kind()),
+            ("name", owner.str_at(&["name"])),
+            ("uid", owner.str_at(&["uid"])),
+        ];
+        for (name, _) in texts.into_iter().filter(|(_, text)| text.is_empty()) {
+            errors.push(FieldError::required(field(name), "must not be empty"));
         }
-        if (owner.api_version(), owner.kind()) == ("v1", "Event") {
+        if (version, owner.kind()) == ("v1", "Event") {
             errors.push(FieldError::invalid(
-                "metadata.ownerReferences",
+                format!("metadata.ownerReferences[{index}]"),
                 owner.clone(),
                 "/v1, Kind=Event is disallowed from being an owner",
             ));
@@ -211,6 +218,12 @@ fn validate_finalizers(obj: &Value) -> Vec<FieldError> {
         .iter()
         .flat_map(|name| validation::is_qualified_name(name).into_iter().map(|m| FieldError::invalid(field, *name, m)))
         .collect();
+    for (index, name) in finalizers.iter().enumerate() {
+        if !name.contains('/') && !STANDARD_FINALIZERS.contains(name) {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(format!("{field}[{index}]"), *name, detail));
+        }
+    }
     if finalizers.contains(&"orphan") && finalizers.contains(&"foregroundDeletion") {
         let detail = "finalizer orphan and foregroundDeletion cannot be both set";
         errors.push(FieldError::invalid(field, json!(finalizers), detail));

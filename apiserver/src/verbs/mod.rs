@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use apimachinery::codec;
 use apimachinery::merge::apply::{self, Manager};
-use apimachinery::status::{Result, Status};
+use apimachinery::status::{FieldError, Result, Status};
 use serde_json::Value;
 
 use crate::admission::{AdmissionRequest, Operation, Reinvocation, Warnings};
@@ -128,6 +128,16 @@ impl<'a> Call<'a> {
         self.resource.cache.key(&self.namespace, name)
     }
 
+    /// What is wrong with the fields of an object of this kind, values printed in the order of their schema.
+    pub fn invalid(&self, name: &str, mut errors: Vec<FieldError>) -> Status {
+        if let Some(schema) = &self.resource.schema {
+            for error in &mut errors {
+                codec::show_in_order(error, schema);
+            }
+        }
+        Status::invalid(&self.resource.group_kind(), name, &errors)
+    }
+
     pub fn not_found(&self, name: &str) -> Status {
         Status::not_found(&self.resource.group_resource, name)
     }
@@ -149,14 +159,25 @@ impl<'a> Call<'a> {
 
     /// Records who owns the fields of `object`, which is in the storage version, as is `old`.
     fn manage_fields(&self, object: &mut Value, old: Option<&Value>, now: jiff::Timestamp) {
-        let Some(schema) = &self.resource.schema else { return };
+        let Some(schema) = &self.served.schema else { return };
         let manager = Manager {
             name: &self.options.field_manager,
-            api_version: &self.resource.storage.api_version(),
+            api_version: &self.served.gvk.api_version(),
             subresource: &self.subresource,
             time: now,
         };
-        apply::update_managed_fields(schema, old, object, &manager, self.strategy().reset_fields());
+        let reset = self.strategy().reset_fields();
+        if self.served.gvk == self.resource.storage {
+            return apply::update_managed_fields(schema, old, object, &manager, reset);
+        }
+        // Who owns what is said in the words of the version that was spoken.
+        let mut shown = self.resource.present(&self.served, object.clone());
+        let old = old.map(|old| self.resource.present(&self.served, old.clone()));
+        apply::update_managed_fields(schema, old.as_ref(), &mut shown, &manager, reset);
+        match shown.metadata_mut().remove("managedFields") {
+            Some(fields) => object.metadata_mut().insert("managedFields".into(), fields),
+            None => object.metadata_mut().remove("managedFields"),
+        };
     }
 
     /// Adds what upstream always prints, so that equal objects are equal trees.

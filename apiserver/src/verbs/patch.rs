@@ -62,16 +62,11 @@ fn patched(call: &Call<'_>, old: &Value, patch: &Patch, warnings: &mut Vec<Strin
 fn recheck(call: &Call<'_>, object: Value, warnings: &mut Vec<String>) -> Result<Value> {
     let mut decoded = codec::Decoded { value: object, strict_errors: vec![] };
     if let Some(schema) = &call.served.schema {
-        codec::conform(&mut decoded, schema).map_err(|error| {
-            let name = &call.name;
-            Status::failure(
-                422,
-                "Invalid",
-                format!("{} {name:?} is invalid: patch: Invalid value: {error}", call.served.gvk.kind),
-            )
-        })?;
+        let patched = decoded.value.clone();
+        codec::conform(&mut decoded, schema).map_err(|error| unreadable(&patched, error.to_string()))?;
+        check_strict(call.options.field_validation, &decoded.strict_errors, warnings)
+            .map_err(|status| unreadable(&patched, status.message))?;
     }
-    check_strict(call.options.field_validation, &decoded.strict_errors, warnings)?;
     Ok(decoded.value)
 }
 
@@ -88,6 +83,12 @@ pub fn check_strict(validation: FieldValidation, errors: &[String], warnings: &m
         }
         FieldValidation::Strict => Err(Status::bad_request(format!("strict decoding error: {}", errors.join(", ")))),
     }
+}
+
+/// A patch that makes no object of the kind.
+fn unreadable(patched: &Value, why: String) -> Status {
+    let error = apimachinery::status::FieldError::invalid("patch", patched.to_string(), why);
+    Status::invalid(&apimachinery::meta::GroupKind::new("", ""), "", &[error])
 }
 
 fn check_identity(call: &Call<'_>, object: &Value) -> Result<()> {
@@ -141,8 +142,8 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
     let reset = call.strategy().reset_fields();
     update::change(call, &mut |old| {
         let live = old.map(|old| call.resource.present(&call.served, old.clone()));
-        let merged = apply::apply(schema, live.as_ref(), &config, &manager, call.options.force, reset)
-            .map_err(|error| apply_failed(call, error))?;
+        let merged =
+            apply::apply(schema, live.as_ref(), &config, &manager, call.options.force, reset).map_err(apply_failed)?;
         let mut object = call.resource.internalize(&call.served, merged);
         call.resource.strategy.default(&mut object);
         Ok(Made { object, managed: true })
@@ -150,18 +151,15 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
     .await
 }
 
-fn apply_failed(call: &Call<'_>, error: apply::ApplyError) -> Status {
-    let mut status = Status::from(error);
-    if let Some(details) = status.details.as_mut() {
-        details.name.clone_from(&call.name);
-        details.group = call.resource.group_resource.group.to_string();
-        details.kind = call.resource.group_resource.resource.to_string();
-    }
-    status
+fn apply_failed(error: apply::ApplyError) -> Status {
+    Status::from(error)
 }
 
 fn unprocessable(error: &merge::PatchError) -> Status {
-    Status::failure(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
+    tracing::debug!(%error, "a JSON patch does not fit its object");
+    let mut status = Status::failure(422, "Invalid", "the server rejected our request due to an error in our request");
+    status.details = Some(Box::default());
+    status
 }
 
 /// Custom resources have no merge keys.

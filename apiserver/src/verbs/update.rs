@@ -152,7 +152,13 @@ fn check_preconditions(call: &Call<'_>, object: &Value, old: &Value) -> Result<(
     }
     let uid = object.uid();
     if !uid.is_empty() && uid != old.uid() {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid());
+        let key = call.key(&call.name);
+        let key = key.strip_prefix(&call.server.config.etcd_prefix).unwrap_or(&key);
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+             Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            old.uid()
+        );
         return Err(call.conflict(&call.name, why));
     }
     Ok(())
@@ -165,7 +171,7 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
     let mut errors = metadata::validate_update(object, old);
     errors.extend(strategy.validate_update(&cx, object, old));
     if !errors.is_empty() {
-        return Err(Status::invalid(&call.resource.group_kind(), &call.name, &errors));
+        return Err(call.invalid(&call.name, errors));
     }
     call.validate_admission(Operation::Update, &call.name, object, Some(old)).await?;
     object.metadata_mut().insert("resourceVersion".into(), old.resource_version().into());

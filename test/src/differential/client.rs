@@ -81,7 +81,8 @@ impl Client {
     pub async fn send(&self, request: &Request) -> Result<Answer> {
         let name = format!("{} {}{}", request.method, self.base, request.path);
         let no_answer = |why: String| Error::NoAnswer { request: name.clone(), why };
-        let mut built = http::Request::builder().method(request.method.as_str()).uri(format!("{}{}", self.base, request.path));
+        let mut built =
+            http::Request::builder().method(request.method.as_str()).uri(format!("{}{}", self.base, request.path));
         if !request.headers.contains_key("authorization") {
             built = built.header("authorization", format!("Bearer {}", self.token));
         }
@@ -92,8 +93,9 @@ impl Client {
             .body(Full::new(request.body.clone()))
             .map_err(|source| Error::Request { request: name.clone(), source })?;
         let response = tokio::time::timeout(PATIENCE, self.pool.request(built)).await;
-        let response =
-            response.map_err(|_| no_answer(format!("within {PATIENCE:?}")))?.map_err(|error| no_answer(chain(&error)))?;
+        let response = response
+            .map_err(|_| no_answer(format!("within {PATIENCE:?}")))?
+            .map_err(|error| no_answer(chain(&error)))?;
         let (parts, mut body) = response.into_parts();
         let mut headers: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (header, value) in &parts.headers {

@@ -145,9 +145,9 @@ impl Found<'_> {
             (Value::Object(ours), Value::Object(upstream)) => {
                 // A message repeats its causes; they say the same in smaller pieces.
                 let causes = |status: &serde_json::Map<String, Value>| {
-                    status.get("details").and_then(|details| details.get("causes")).cloned()
+                    status.get("details").and_then(|details| details["causes"].as_array()).map(Vec::len)
                 };
-                let repeats = causes(ours).is_some() && causes(ours) != causes(upstream);
+                let repeats = causes(ours).max(causes(upstream)) > Some(1);
                 for (name, theirs) in upstream {
                     if !(repeats && name == "message") {
                         self.trees(&format!("{at}/{name}"), ours.get(name).unwrap_or(&Value::Null), theirs);

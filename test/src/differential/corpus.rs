@@ -82,7 +82,8 @@ pub struct Step {
     /// Variables set from pointers into the answer.
     #[serde(default)]
     pub save: BTreeMap<String, String>,
-    /// The answer is `$stored` from now on.
+    /// The answer is `$stored` from now on, once the object has stopped changing: some kinds have controllers inside
+    /// the server.
     #[serde(default)]
     pub keep: bool,
     /// Asked only where discovery has this: `namespaced`, `status`, `scale`, `watch`, …
@@ -116,7 +117,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })?;
     // `n` is a name here, not YAML 1.1's "no".
     let options = serde_saphyr::options! { strict_booleans: true };
-    serde_saphyr::from_str_with_options(&text, options).map_err(|source| Error::Data { path: path.into(), source: Box::new(source) })
+    serde_saphyr::from_str_with_options(&text, options)
+        .map_err(|source| Error::Data { path: path.into(), source: Box::new(source) })
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {

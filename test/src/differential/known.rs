@@ -79,16 +79,22 @@ mod tests {
 
     #[test]
     fn stars_stand_for_anything() {
-        for (pattern, text, expected) in
-            [("a*c", "abc", true), ("a*c", "ab", false), ("*", "", true), ("a", "a", true), ("a", "ab", false), ("*b*", "abc", true)]
-        {
+        for (pattern, text, expected) in [
+            ("a*c", "abc", true),
+            ("a*c", "ab", false),
+            ("*", "", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("*b*", "abc", true),
+        ] {
             assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
         }
     }
 
     #[test]
     fn what_is_not_listed_and_what_is_listed_in_vain_are_told() {
-        let known = |case: &str| Known { case: case.into(), at: "*".into(), upstream: String::new(), reason: "so".into() };
+        let known =
+            |case: &str| Known { case: case.into(), at: "*".into(), upstream: String::new(), reason: "so".into() };
         let found = vec![difference("pods: create", "/a"), difference("nodes: create", "/a")];
         let verdict = judge(&[known("pods*"), known("jobs*")], found, true);
         assert_eq!(verdict.unlisted, [difference("nodes: create", "/a")]);

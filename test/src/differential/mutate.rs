@@ -117,9 +117,12 @@ mod tests {
 
     #[test]
     fn every_field_below_the_metadata_is_changed_alone() {
-        let object = json!({"kind": "A", "metadata": {"name": "a"}, "spec": {"n": 1, "list": [{"s": "x"}], "a/b": true}});
+        let object =
+            json!({"kind": "A", "metadata": {"name": "a"}, "spec": {"n": 1, "list": [{"s": "x"}], "a/b": true}});
         let names: Vec<String> = mutants(&object).into_iter().map(|mutant| mutant.name).collect();
-        for expected in ["/spec removed", "/spec/n=-1", "/spec/list/0/s=\"\"", "/spec/list/0 removed", "/spec/a~1b=false"] {
+        for expected in
+            ["/spec removed", "/spec/n=-1", "/spec/list/0/s=\"\"", "/spec/list/0 removed", "/spec/a~1b=false"]
+        {
             assert!(names.iter().any(|name| name == expected), "{expected} in {names:?}");
         }
         assert!(!names.iter().any(|name| name.starts_with("/metadata") || name.starts_with("/kind")), "{names:?}");

@@ -2,6 +2,7 @@
 //! of its own; what one server answered is used only for that server.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -167,6 +168,9 @@ impl<'a> Play<'a> {
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         let requests = [self.request(step, 0)?, self.request(step, 1)?];
+        if step.keep {
+            futures::try_join!(settle(self.sides[0].client, &requests[0]), settle(self.sides[1].client, &requests[1]))?;
+        }
         let now = Timestamp::now();
         let (ours, upstream) =
             futures::try_join!(ask(self.sides[0].client, &requests[0]), ask(self.sides[1].client, &requests[1]))?;
@@ -194,8 +198,7 @@ impl<'a> Play<'a> {
     }
 
     fn compare(&mut self, case: &str, ours: &Answer, upstream: &Answer, now: Timestamp) {
-        let plain =
-            |answer, side: &Side<'_>| Plain::new(answer, &Normalizer { saved: &side.saved, now });
+        let plain = |answer, side: &Side<'_>| Plain::new(answer, &Normalizer { saved: &side.saved, now });
         let [ours, upstream] = [plain(ours, &self.sides[0]), plain(upstream, &self.sides[1])];
         self.found.extend(differences(case, &ours, &upstream));
     }
@@ -242,9 +245,11 @@ impl<'a> Play<'a> {
         };
         let (object, name) = if which == "minimal" { (&kind.minimal, "minimal") } else { (&kind.full, "name") };
         let mut object = self.complete(kind, object.clone(), &self.variables[name]);
-        if which == "full" {
+        if which == "full" && !kind.answer_only {
             let metadata = &mut object["metadata"];
-            for (field, value) in [("labels", json!({"app": "full", "tier": "b"})), ("annotations", json!({"note": "any text"}))] {
+            for (field, value) in
+                [("labels", json!({"app": "full", "tier": "b"})), ("annotations", json!({"note": "any text"}))]
+            {
                 if metadata[field].is_null() {
                     metadata[field] = value;
                 }
@@ -323,7 +328,8 @@ impl<'a> Play<'a> {
         for changes in &kind.variants {
             let mut object = base.clone();
             let name = Value::Object(changes.clone()).to_string();
-            change(&mut object, changes).map_err(|why| Error::Case { case: format!("{}: {name}", self.script), why })?;
+            change(&mut object, changes)
+                .map_err(|why| Error::Case { case: format!("{}: {name}", self.script), why })?;
             all.push((name, object));
         }
         Ok(())
@@ -358,7 +364,9 @@ impl<'a> Play<'a> {
             object["metadata"] = side.stored["metadata"].clone();
             object
         };
-        all.into_iter().map(|(name, object)| (name, [own(&self.sides[0], &object), own(&self.sides[1], &object)])).collect()
+        all.into_iter()
+            .map(|(name, object)| (name, [own(&self.sides[0], &object), own(&self.sides[1], &object)]))
+            .collect()
     }
 
     fn fill(&self, text: &str, saved: &BTreeMap<String, String>) -> String {
@@ -380,6 +388,24 @@ async fn ask(client: &Client, request: &Request) -> Result<Answer> {
         Err(Error::NoAnswer { why, .. }) => Ok(Answer { body: why.into(), ..Answer::default() }),
         answer => answer,
     }
+}
+
+/// Asks until several answers in a row have the same revision.
+async fn settle(client: &Client, request: &Request) -> Result<()> {
+    const ENOUGH: usize = 4;
+    const MOST: usize = 40;
+    const PAUSE: Duration = Duration::from_millis(40);
+    let (mut last, mut same) = (Value::Null, 0);
+    for _ in 0..MOST {
+        let revision = ask(client, request).await?.json()["metadata"]["resourceVersion"].take();
+        same = if revision == last { same + 1 } else { 0 };
+        if same >= ENOUGH {
+            break;
+        }
+        last = revision;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 fn api_version(kind: &Kind) -> String {

@@ -21,7 +21,8 @@ const READY_SECONDS: u64 = 120;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Who asks: name and token. The first may do everything, the second is in no group.
-pub const USERS: [(&str, &str, &str); 2] = [("admin", "token-of-admin", "system:masters"), ("guest", "token-of-guest", "")];
+pub const USERS: [(&str, &str, &str); 2] =
+    [("admin", "token-of-admin", "system:masters"), ("guest", "token-of-guest", "")];
 
 /// The programs under test.
 pub struct Programs {
@@ -66,7 +67,8 @@ impl Keys {
         let serving = serving.signed_by(&serving_key, &issuer)?;
         let account_key = KeyPair::generate()?;
 
-        let users: String = USERS.map(|(name, token, group)| format!("{token},{name},{name}-uid,\"{group}\"\n")).concat();
+        let users: String =
+            USERS.map(|(name, token, group)| format!("{token},{name},{name}-uid,\"{group}\"\n")).concat();
         for (name, text) in [
             ("ca.crt", authority.pem()),
             ("serving.crt", serving.pem()),

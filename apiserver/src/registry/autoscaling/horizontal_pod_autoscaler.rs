@@ -24,7 +24,7 @@ const COLUMNS: &[Column] = &[
     Column::age(),
 ];
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(|obj, _| validation::autoscaling::status(obj));
 
 impl Strategy for HorizontalPodAutoscaler {
     fn default(&self, obj: &mut Value) {

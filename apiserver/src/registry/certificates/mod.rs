@@ -98,6 +98,10 @@ impl Strategy for CertificateSigningRequest {
         validation::certificates::request(obj)
     }
 
+    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
+        &[&["spec"], &["status"]]
+    }
+
     fn selectable_fields(&self) -> &'static [&'static str] {
         &["spec.signerName"]
     }
@@ -157,7 +161,7 @@ impl Strategy for Status {
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
-        &[&["spec"]]
+        &[&["spec"], &["status", "conditions"]]
     }
 }
 

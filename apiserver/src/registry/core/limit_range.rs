@@ -17,7 +17,15 @@ impl Strategy for LimitRange {
         defaults::core::limit_range(obj);
     }
 
-    fn prepare_for_create(&self, _cx: &Cx<'_>, _obj: &mut Value) {}
+    fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
+        if obj.name().is_empty() {
+            obj.set(&["metadata", "name"], uuid::Uuid::new_v4().to_string());
+        }
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) {}
 

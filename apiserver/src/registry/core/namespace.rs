@@ -20,8 +20,34 @@ const FINALIZER: &str = "kubernetes";
 
 const COLUMNS: &[Column] = &[Column::name(), Column::new("Status", "string"), Column::age()];
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(|obj, _| phase(obj));
 static FINALIZE: Finalize = Finalize;
+
+/// The names of the finalizers; which path they are complained about at depends on who asks, as upstream.
+fn finalizers(obj: &Value, path: impl Fn(usize) -> String) -> Vec<FieldError> {
+    use apimachinery::meta::validation::is_qualified_name;
+    let mut errors = Vec::new();
+    for (index, finalizer) in obj.list_at(&["spec", "finalizers"]).iter().enumerate() {
+        let (text, path) = (finalizer.as_str().unwrap_or_default(), path(index));
+        errors.extend(is_qualified_name(text).into_iter().map(|m| FieldError::invalid(&path, text, m)));
+        if !text.contains('/') && !crate::verbs::metadata::STANDARD_FINALIZERS.contains(&text) {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(&path, text, detail));
+        }
+    }
+    errors
+}
+
+/// A namespace is terminating exactly when it is being deleted.
+fn phase(obj: &Value) -> Vec<FieldError> {
+    let given = obj.str_at(&["status", "phase"]);
+    let (wanted, detail) = if obj.is_being_deleted() {
+        ("Terminating", "may only be 'Terminating' if `deletionTimestamp` is not empty")
+    } else {
+        ("Active", "may only be 'Active' if `deletionTimestamp` is empty")
+    };
+    if given == wanted { vec![] } else { vec![FieldError::invalid("status.Phase", given, detail)] }
+}
 
 impl Strategy for Namespace {
     fn default(&self, obj: &mut Value) {
@@ -41,6 +67,10 @@ impl Strategy for Namespace {
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         common::update_uncounted(obj, old);
         keep(obj, old, "spec");
+    }
+
+    fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
+        finalizers(obj, |_| "spec.finalizers".into())
     }
 
     fn name_rule(&self) -> NameRule {
@@ -82,18 +112,8 @@ impl Strategy for Finalize {
     }
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, _old: &Value) -> Vec<FieldError> {
-        use apimachinery::meta::validation::is_qualified_name;
-        let mut errors = Vec::new();
-        for (index, finalizer) in obj.list_at(&["spec", "finalizers"]).iter().enumerate() {
-            let text = finalizer.as_str().unwrap_or_default();
-            let path = format!("spec.finalizers[{index}]");
-            if !text.contains('/') && text != FINALIZER && !matches!(text, "foregroundDeletion" | "orphan") {
-                let detail = "name is neither a standard finalizer name nor is it fully qualified";
-                errors.push(FieldError::invalid(&path, text, detail));
-            }
-            errors.extend(is_qualified_name(text).into_iter().map(|m| FieldError::invalid(&path, text, m)));
-        }
-        errors
+        let paths = |index: usize| format!("spec.finalizers[{index}]");
+        finalizers(obj, paths)
     }
 
     fn keeps_on_delete(&self, obj: &Value) -> bool {

@@ -63,6 +63,10 @@ impl Strategy for PersistentVolume {
         validation::storage::persistent_volume_update(obj, old)
     }
 
+    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, _old: Option<&Value>) -> Vec<String> {
+        validation::warnings::persistent_volume(obj)
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

@@ -61,6 +61,10 @@ impl Strategy for PersistentVolumeClaim {
         validation::storage::claim_update(obj, old)
     }
 
+    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, _old: Option<&Value>) -> Vec<String> {
+        validation::warnings::claim(obj)
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

@@ -1,17 +1,28 @@
 //! `pods/binding`: the scheduler's word on which node a pod runs.
 
 use apimachinery::meta::validation::is_dns1123_subdomain;
-use apimachinery::meta::{GroupKind, GroupResource, GroupVersionResource};
+use apimachinery::meta::{GroupResource, GroupVersionResource};
 use apimachinery::status::{FieldError, Result, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use crate::registry::object::ObjectExt;
-use crate::registry::strategy::{Cx, SubresourceHandler, unsupported_verb};
+use crate::registry::strategy::{Cx, Strategy, SubresourceHandler, unsupported_verb};
 
 pub struct Binding;
 
 pub static BINDING: Binding = Binding;
+
+/// The resource `bindings`: the same, by the name in the object.
+pub struct Bindings;
+
+pub static BINDINGS: Bindings = Bindings;
+
+impl Strategy for Bindings {
+    fn answers_create(&self) -> Option<&'static dyn SubresourceHandler> {
+        Some(&BINDING)
+    }
+}
 
 /// Where a binding may lead to.
 fn rules(binding: &Value) -> Vec<FieldError> {
@@ -78,12 +89,16 @@ impl SubresourceHandler for Binding {
         if verb != "create" {
             return Err(unsupported_verb(&resource, verb));
         }
-        if !body.name().is_empty() && body.name() != name {
+        if !name.is_empty() && !body.name().is_empty() && body.name() != name {
             return Err(Status::bad_request("name in URL does not match name in Binding object"));
         }
-        let errors = rules(&body);
-        if !errors.is_empty() {
-            return Err(Status::invalid(&GroupKind::new("", "Binding"), name, &errors));
+        let name = if name.is_empty() { body.name() } else { name };
+        let errors: Vec<String> = rules(&body).iter().map(ToString::to_string).collect();
+        // Upstream has no status for this.
+        match errors.as_slice() {
+            [] => {}
+            [one] => return Err(Status::failure(500, "", one)),
+            many => return Err(Status::failure(500, "", format!("[{}]", many.join(", ")))),
         }
         let now = cx.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let conflict = |why: String| Status::conflict(&resource, name, why);

@@ -39,6 +39,10 @@ impl Strategy for PodTemplate {
         validation::pod::template(&obj["template"], "template")
     }
 
+    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, old: Option<&Value>) -> Vec<String> {
+        validation::warnings::workload(obj, old, &["template"], false)
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

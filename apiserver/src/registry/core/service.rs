@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Selector", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(|obj, _| validation::service::status(obj));
 
 fn external_ip(obj: &Value) -> String {
     let own: Vec<&str> = obj.list_at(&["spec", "externalIPs"]).iter().filter_map(Value::as_str).collect();
@@ -193,6 +193,10 @@ impl Strategy for Service {
 
     fn selectable_fields(&self) -> &'static [&'static str] {
         &["spec.clusterIP", "spec.type"]
+    }
+
+    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, _old: Option<&Value>) -> Vec<String> {
+        validation::warnings::service(obj)
     }
 
     fn columns(&self) -> &'static [Column] {

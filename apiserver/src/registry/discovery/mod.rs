@@ -10,6 +10,10 @@ use super::{defaults, validation};
 
 pub static ENDPOINT_SLICE: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::networking::endpoint_slice)
+    .warned(|obj| {
+        let old = obj["addressType"] == "FQDN";
+        old.then(|| "spec.addressType: FQDN endpoints are deprecated".into()).into_iter().collect()
+    })
     .rules(validation::discovery::endpoint_slice)
     .update_rules(validation::discovery::endpoint_slice_update)
     .table(

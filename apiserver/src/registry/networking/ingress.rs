@@ -22,7 +22,7 @@ const COLUMNS: &[Column] = &[
     Column::age(),
 ];
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(validation::networking::ingress_status);
 
 pub static INGRESS_CLASS: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::networking::ingress_class)

@@ -9,7 +9,7 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::{
-    Errors, IS_NEGATIVE, Path, complain, each, non_negative, one_of, required, required_one_of, security, unique,
+    Errors, IS_NEGATIVE, Path, complain, each, non_negative, one_of_given, required, required_one_of, security, unique,
 };
 use crate::registry::core::pod_prepare::quantity;
 use crate::registry::object::ObjectExt;
@@ -241,7 +241,9 @@ fn env(var: &Value, path: Path<'_>, errors: &mut Errors) {
 
 /// A key in a config map or secret.
 fn key_ref(reference: &Value, path: Path<'_>, errors: &mut Errors) {
-    required(reference, "name", path, errors);
+    if let Some(name) = required(reference, "name", path, errors) {
+        complain(is_dns1123_subdomain(name), name, path.field("name"), errors);
+    }
     if let Some(key) = required(reference, "key", path, errors) {
         complain(is_config_map_key(key), key, path.field("key"), errors);
     }
@@ -304,11 +306,11 @@ const DOWNWARD_FIELDS: &[&str] = &[
 pub fn resource_field_ref(reference: &Value, path: Path<'_>, errors: &mut Errors) {
     const RESOURCES: &[&str] = &[
         "limits.cpu",
-        "limits.memory",
         "limits.ephemeral-storage",
+        "limits.memory",
         "requests.cpu",
-        "requests.memory",
         "requests.ephemeral-storage",
+        "requests.memory",
     ];
     if let Some(resource) = required(reference, "resource", path, errors) {
         let huge = resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
@@ -327,13 +329,35 @@ fn env_from(source: &Value, path: Path<'_>, errors: &mut Errors) {
     for kind in ["configMapRef", "secretRef"] {
         if !source[kind].is_null() {
             sources += 1;
-            required(&source[kind], "name", path.field(kind), errors);
+            if let Some(name) = required(&source[kind], "name", path.field(kind), errors) {
+                let path = path.field(kind);
+                complain(is_dns1123_subdomain(name), name, path.field("name"), errors);
+            }
         }
     }
     match sources {
         0 => errors.push(FieldError::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
         1 => {}
         _ => errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time")),
+    }
+}
+
+/// Mounts can be read-only all the way down only when they are read-only and nobody looks through them.
+fn recursive_read_only(mount: &Value, path: Path<'_>, errors: &mut Errors) {
+    let Some(mode) = mount["recursiveReadOnly"].as_str() else { return };
+    let path = path.field("recursiveReadOnly");
+    match mode {
+        "Disabled" => {}
+        "Enabled" | "IfPossible" => {
+            if mount["readOnly"] != true {
+                errors.push(FieldError::forbidden(path, "may only be specified when readOnly is true"));
+            }
+            if !mount["mountPropagation"].is_null() && mount["mountPropagation"] != "None" {
+                let detail = "may only be specified when mountPropagation is None or not specified";
+                errors.push(FieldError::forbidden(path, detail));
+            }
+        }
+        other => errors.push(FieldError::not_supported(path, other, &["Disabled", "Enabled", "IfPossible"])),
     }
 }
 
@@ -360,8 +384,9 @@ fn mounts(container: &Value, pod: PodFacts<'_>, path: Path<'_>, errors: &mut Err
         }
         local_path(plain, list_path.field("subPath"), errors);
         local_path(expression, list_path.field("subPathExpr"), errors);
-        let propagation = ["None", "HostToContainer", "Bidirectional"];
-        one_of(mount, "mountPropagation", &propagation, list_path, errors);
+        let propagation = ["Bidirectional", "HostToContainer", "None"];
+        one_of_given(mount, "mountPropagation", &propagation, list_path, errors);
+        recursive_read_only(mount, list_path, errors);
         if mount["mountPropagation"] == "Bidirectional" && container["securityContext"]["privileged"] != true {
             let detail = "Bidirectional mount propagation is available only to privileged containers";
             errors.push(FieldError::forbidden(list_path.field("mountPropagation"), detail));
@@ -395,7 +420,7 @@ pub fn no_back_steps(text: &str, path: Path<'_>, errors: &mut Errors) {
 /// The resources that containers may have without a prefix.
 const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
-fn resource_name(name: &str, path: Path<'_>, errors: &mut Errors) {
+pub fn resource_name(name: &str, path: Path<'_>, errors: &mut Errors) {
     let messages = is_qualified_name(name);
     let malformed = !messages.is_empty();
     complain(messages, name, path, errors);

@@ -1,12 +1,12 @@
 //! Rules for the small kinds of the core group.
 
-use apimachinery::meta::validation::{is_config_map_key, is_qualified_name};
+use apimachinery::meta::validation::{is_config_map_key, is_dns1123_subdomain, is_qualified_name};
 use apimachinery::status::FieldError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{Errors, Path, complain, required, unique};
+use super::{Errors, Path, complain, required};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 use crate::registry::validation::container::quantity_value;
@@ -175,10 +175,88 @@ pub fn resource_quota(obj: &Value) -> Errors {
         }
         quantity_value(name, value, path, &mut errors);
     }
-    if obj.list_at(&["spec", "scopes"]).iter().any(|scope| !SCOPES.iter().any(|known| scope == known)) {
-        errors.push(FieldError::invalid("spec.scopes", obj["spec"]["scopes"].clone(), "unsupported scope"));
-    }
+    quota_scopes(&obj["spec"], &mut errors);
+    quota_selector(&obj["spec"], &mut errors);
     errors
+}
+
+/// Which pods are counted; only quotas of pods and what they ask for can say so.
+fn quota_scopes(spec: &Value, errors: &mut Errors) {
+    let scopes: Vec<&str> = spec.list_at(&["scopes"]).iter().filter_map(Value::as_str).collect();
+    let mut wrong = |detail: &str| errors.push(FieldError::invalid("spec.scopes", spec["scopes"].clone(), detail));
+    for scope in &scopes {
+        if !SCOPES.contains(scope) {
+            wrong("unsupported scope");
+        } else if hard_names(spec).any(|name| !scope_fits(scope, name)) {
+            wrong("unsupported scope applied to resource");
+        }
+    }
+    for pair in [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]] {
+        if pair.iter().all(|scope| scopes.contains(scope)) {
+            wrong("conflicting scopes");
+        }
+    }
+}
+
+fn quota_selector(spec: &Value, errors: &mut Errors) {
+    let path = Path::SPEC.field("scopeSelector");
+    let path = path.field("matchExpressions");
+    for expression in spec.list_at(&["scopeSelector", "matchExpressions"]) {
+        let (scope, operator) = (expression.str_at(&["scopeName"]), expression.str_at(&["operator"]));
+        let has_values = !expression.list_at(&["values"]).is_empty();
+        if !SCOPES.contains(&scope) {
+            errors.push(FieldError::invalid(path.field("scopeName"), scope, "unsupported scope"));
+        } else if hard_names(spec).any(|name| !scope_fits(scope, name)) {
+            let detail = "unsupported scope applied to resource";
+            errors.push(FieldError::invalid(path, spec["scopeSelector"].clone(), detail));
+        }
+        let flag = matches!(
+            scope,
+            "BestEffort" | "NotBestEffort" | "Terminating" | "NotTerminating" | "CrossNamespacePodAffinity"
+        );
+        if flag && operator != "Exists" {
+            let detail = "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
+            errors.push(FieldError::invalid(path.field("operator"), operator, detail));
+        }
+        match operator {
+            "In" | "NotIn" if !has_values => {
+                let detail = "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector";
+                errors.push(FieldError::required(path.field("values"), detail));
+            }
+            "Exists" | "DoesNotExist" if has_values => {
+                let detail = "must be no value when `operator` is 'Exists' or 'DoesNotExist' for scope selector";
+                errors.push(FieldError::invalid(path.field("values"), expression["values"].clone(), detail));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => errors.push(FieldError::invalid(path.field("operator"), other, "not a valid selector operator")),
+        }
+    }
+}
+
+fn hard_names(spec: &Value) -> impl Iterator<Item = &str> {
+    spec["hard"].as_object().into_iter().flatten().map(|(name, _)| name.as_str())
+}
+
+/// Whether a scope makes sense for a resource that a quota limits.
+fn scope_fits(scope: &str, resource: &str) -> bool {
+    const OF_PODS: [&str; 11] = [
+        "pods",
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.ephemeral-storage",
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "count/pods",
+    ];
+    match scope {
+        "BestEffort" => matches!(resource, "pods" | "count/pods"),
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
+        _ => OF_PODS.contains(&resource) || resource.contains("hugepages-"),
+    }
 }
 
 /// Which pods a quota may count.
@@ -195,7 +273,20 @@ const SCOPES: [&str; 7] = [
 pub fn node(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     taints(obj, &mut errors);
-    if obj.list_at(&["spec", "podCIDRs"]).len() > 2 {
+    let cidrs = obj.list_at(&["spec", "podCIDRs"]);
+    let path = Path::SPEC.field("podCIDRs");
+    let mut families = Vec::new();
+    for (index, cidr) in cidrs.iter().enumerate() {
+        let text = cidr.as_str().unwrap_or_default();
+        match text.parse::<ipnet::IpNet>() {
+            Ok(range) => families.push(range.addr().is_ipv6()),
+            Err(_) => {
+                let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+                errors.push(FieldError::invalid(path.index(index), text, detail));
+            }
+        }
+    }
+    if cidrs.len() > 2 || matches!(families.as_slice(), [one, other] if one == other) {
         let detail = "may specify no more than one CIDR for each IP family";
         errors.push(FieldError::invalid(Path::SPEC.field("podCIDRs"), obj["spec"]["podCIDRs"].clone(), detail));
     }
@@ -282,11 +373,28 @@ pub fn limit_range(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let mut seen = Vec::new();
     super::each(&obj["spec"], "limits", Path::SPEC, &mut errors, |limit, path, errors| {
-        if let Some(kind) = required(limit, "type", path, errors) {
-            if seen.iter().any(|known: &String| known == kind) {
-                errors.push(FieldError::duplicate(path.field("type"), kind));
+        let kind = limit.str_at(&["type"]);
+        let malformed = is_qualified_name(kind);
+        if malformed.is_empty() && !kind.contains('/') && !matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim")
+        {
+            let detail = "must be a standard limit type or fully qualified";
+            errors.push(FieldError::invalid(path.field("type"), kind, detail));
+        }
+        complain(malformed, kind, path.field("type"), errors);
+        if seen.iter().any(|known: &String| known == kind) {
+            errors.push(FieldError::duplicate(path.field("type"), kind));
+        }
+        seen.push(kind.to_owned());
+        if kind == "PersistentVolumeClaim" && limit["min"]["storage"].is_null() && limit["max"]["storage"].is_null() {
+            let detail = "either minimum or maximum storage value is required, but neither was provided";
+            errors.push(FieldError::required(path.field("limits"), detail));
+        }
+        for (name, ratio) in limit["maxLimitRequestRatio"].as_object().into_iter().flatten() {
+            use crate::registry::core::pod_prepare::quantity;
+            if quantity(ratio).zip(quantity(&"1".into())).is_some_and(|(ratio, one)| ratio < one) {
+                let detail = format!("ratio {} is less than 1", ratio.as_str().unwrap_or_default());
+                errors.push(FieldError::invalid(path.field("maxLimitRequestRatio").key(name), ratio.clone(), detail));
             }
-            seen.push(kind.to_owned());
         }
         for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
             let path = path.field(list);
@@ -330,7 +438,11 @@ fn limit_order(limit: &Value, path: Path<'_>, errors: &mut Errors) {
                 let detail = text.replacen("{}", &a.to_string(), 1).replacen("{}", &b.to_string(), 1);
                 let path = path.field(blamed);
                 // Upstream shows the minimum here, not the default that it blames.
-                let value = if (low, high) == ("min", "default") { value.clone() } else { limit[blamed][name].clone() };
+                let value = match (low, high) {
+                    ("min", "default") => value.clone(),
+                    ("default", "max") => limit["max"][name].clone(),
+                    _ => limit[blamed][name].clone(),
+                };
                 errors.push(FieldError::invalid(path.key(name), value, detail));
             }
         }
@@ -348,6 +460,13 @@ pub fn endpoints(obj: &Value) -> Errors {
         for field in ["addresses", "notReadyAddresses"] {
             super::each(subset, field, path, &mut errors, |address, path, errors| {
                 let ip = address.str_at(&["ip"]);
+                if ip.parse::<std::net::IpAddr>().is_err() {
+                    errors.push(FieldError::invalid(path.field("ip"), ip, "must be a valid IP address"));
+                }
+                super::dns_label(address, "hostname", path, errors);
+                if let Some(node) = address["nodeName"].as_str() {
+                    complain(is_dns1123_subdomain(node), node, path.field("nodeName"), errors);
+                }
                 complain(apimachinery::meta::validation::is_valid_ip(ip), ip, path.field("ip"), errors);
                 if let Ok(address) = ip.parse() {
                     super::discovery::endpoint_ip(address, path.field("ip"), errors);
@@ -355,19 +474,21 @@ pub fn endpoints(obj: &Value) -> Errors {
             });
         }
         let several = subset.list_at(&["ports"]).len() > 1;
-        let mut seen = Vec::new();
         let ports = path.field("ports");
         for (index, port) in subset.list_at(&["ports"]).iter().enumerate() {
             let path = ports.index(index);
-            if several && let Some(name) = required(port, "name", path, &mut errors) {
-                unique(&mut seen, name, path.field("name"), &mut errors);
+            if several {
+                required(port, "name", path, &mut errors);
             }
             super::dns_label(port, "name", path, &mut errors);
             let number = port.i64_at(&["port"]).unwrap_or(0);
             for message in apimachinery::meta::validation::is_valid_port_number(number) {
                 errors.push(FieldError::invalid(path.field("port"), number, message));
             }
-            super::required_one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, &mut errors);
+            super::required_one_of(port, "protocol", &["SCTP", "TCP", "UDP"], path, &mut errors);
+            if let Some(protocol) = port["appProtocol"].as_str() {
+                complain(is_qualified_name(protocol), protocol, path.field("appProtocol"), &mut errors);
+            }
         }
     }
     errors

@@ -18,7 +18,7 @@ pub fn endpoint_slice(obj: &Value) -> Errors {
     match obj.str_at(&["addressType"]) {
         "" => errors.push(FieldError::required("addressType", "")),
         "IPv4" | "IPv6" | "FQDN" => {}
-        other => errors.push(FieldError::not_supported("addressType", other, &["IPv4", "IPv6", "FQDN"])),
+        other => errors.push(FieldError::not_supported("addressType", other, &["FQDN", "IPv4", "IPv6"])),
     }
     ports(obj, &mut errors);
     endpoints(obj, &mut errors);

@@ -23,6 +23,7 @@ pub mod security;
 pub mod service;
 pub mod storage;
 pub mod volume;
+pub mod volume_sources;
 pub mod warnings;
 
 use std::fmt;
@@ -109,6 +110,13 @@ pub fn required<'v>(obj: &'v Value, field: &str, path: Path<'_>, errors: &mut Er
 pub fn one_of(obj: &Value, field: &str, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
     let text = obj.str_at(&[field]);
     if !text.is_empty() && !allowed.contains(&text) {
+        errors.push(FieldError::not_supported(path.field(field), text, allowed));
+    }
+}
+
+/// A text that, when it is given, be it empty, is one of these.
+pub fn one_of_given(obj: &Value, field: &str, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
+    if let Some(text) = obj[field].as_str().filter(|text| !allowed.contains(text)) {
         errors.push(FieldError::not_supported(path.field(field), text, allowed));
     }
 }

@@ -2,13 +2,15 @@
 
 use std::net::IpAddr;
 
-use apimachinery::meta::validation::{is_dns1123_subdomain, is_valid_ip, is_wildcard_dns1123_subdomain};
+use apimachinery::meta::validation::{
+    is_dns1123_label, is_dns1123_subdomain, is_path_segment, is_valid_ip, is_wildcard_dns1123_subdomain,
+};
 use apimachinery::status::FieldError;
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::container::port_number_or_name;
-use super::{Errors, IMMUTABLE, Path, complain, each, label_selector, one_of, required};
+use super::{Errors, IMMUTABLE, Path, complain, each, label_selector, required};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 
@@ -32,9 +34,10 @@ pub fn ingress(obj: &Value) -> Errors {
         for (index, host) in tls.list_at(&["hosts"]).iter().enumerate() {
             host_name(host.as_str().unwrap_or_default(), list.index(index), errors);
         }
+        let secret = tls.str_at(&["secretName"]);
+        super::container::subdomain(secret, path.field("secretName"), errors);
     });
-    let class = spec.str_at(&["ingressClassName"]);
-    if !class.is_empty() {
+    if let Some(class) = spec["ingressClassName"].as_str() {
         complain(is_dns1123_subdomain(class), class, Path::SPEC.field("ingressClassName"), &mut errors);
     }
     errors
@@ -98,12 +101,14 @@ fn backend(backend: &Value, path: Path<'_>, errors: &mut Errors) {
     match (backend["resource"].is_null(), backend["service"].is_null()) {
         (false, false) => errors.push(FieldError::invalid(path, "", "cannot set both resource and service backends")),
         (true, true) => errors.push(FieldError::invalid(path, "", "resource or service backend is required")),
-        (false, true) => {}
+        (false, true) => typed_reference(&backend["resource"], path.field("resource"), errors),
         (true, false) => {
             let service = &backend["service"];
-            let path = path.field("service");
-            required(service, "name", path, errors);
-            let (port, port_path) = (&service["port"], path.field("port"));
+            let service_path = path.field("service");
+            if let Some(name) = required(service, "name", service_path, errors) {
+                complain(is_dns1123_label(name), name, service_path.field("name"), errors);
+            }
+            let (port, port_path) = (&service["port"], service_path.field("port"));
             match (port.str_at(&["name"]), port["number"].as_i64().unwrap_or(0)) {
                 ("", 0) => errors.push(FieldError::required(path, "port name or number is required")),
                 ("", number) => port_number_or_name(&number.into(), port_path.field("number"), errors),
@@ -114,27 +119,90 @@ fn backend(backend: &Value, path: Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// A reference to an object of any kind in the same namespace.
+fn typed_reference(reference: &Value, path: Path<'_>, errors: &mut Errors) {
+    if let Some(group) = reference["apiGroup"].as_str() {
+        complain(is_dns1123_subdomain(group), group, path.field("apiGroup"), errors);
+    }
+    for field in ["kind", "name"] {
+        if let Some(text) = required(reference, field, path, errors) {
+            complain(is_path_segment(text), text, path.field(field), errors);
+        }
+    }
+}
+
+/// The addresses under which an ingress is reached.
+pub fn ingress_status(obj: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let known = old.list_at(&["status", "loadBalancer", "ingress"]);
+    let path = Path::STATUS.field("loadBalancer");
+    each(&obj["status"]["loadBalancer"], "ingress", path, &mut errors, |point, path, errors| {
+        let (ip, host) = (point.str_at(&["ip"]), point.str_at(&["hostname"]));
+        if !ip.is_empty() && !known.iter().any(|point| point["ip"] == ip) {
+            complain(is_valid_ip(ip), ip, path.field("ip"), errors);
+        }
+        super::container::subdomain(host, path.field("hostname"), errors);
+        if host.parse::<IpAddr>().is_ok() {
+            let detail = "must be a DNS name, not an IP address";
+            errors.push(FieldError::invalid(path.field("hostname"), host, detail));
+        }
+    });
+    errors
+}
+
 pub fn ingress_class(obj: &Value) -> Errors {
+    const LONGEST_CONTROLLER: usize = 250;
     let mut errors = Errors::new();
     let spec = &obj["spec"];
-    required(spec, "controller", Path::SPEC, &mut errors);
+    let controller = spec.str_at(&["controller"]);
+    if controller.len() > LONGEST_CONTROLLER {
+        errors.push(FieldError::too_long("spec.controller", LONGEST_CONTROLLER));
+    }
+    domain_prefixed_path(controller, Path::SPEC.field("controller"), &mut errors);
     if spec["parameters"].is_object() {
-        let path = Path::SPEC.field("parameters");
-        let parameters = &spec["parameters"];
-        required(parameters, "kind", path, &mut errors);
-        required(parameters, "name", path, &mut errors);
-        one_of(parameters, "scope", &["Cluster", "Namespace"], path, &mut errors);
-        if parameters["scope"] == "Namespace" {
-            if parameters.str_at(&["namespace"]).is_empty() {
-                let detail = "`parameters.scope` is set to 'Namespace'";
-                errors.push(FieldError::required(path.field("namespace"), detail));
+        class_parameters(&spec["parameters"], Path::SPEC.field("parameters"), &mut errors);
+    }
+    errors
+}
+
+/// `example.com/some/path`.
+pub fn domain_prefixed_path(text: &str, path: Path<'_>, errors: &mut Errors) {
+    if text.is_empty() {
+        errors.push(FieldError::required(path, ""));
+        return;
+    }
+    match text.split_once('/') {
+        Some((host, rest)) if !host.is_empty() && !rest.is_empty() => {
+            complain(is_dns1123_subdomain(host), host, path, errors);
+            if !rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b)) {
+                errors.push(FieldError::invalid(path, rest, "Invalid path"));
             }
-        } else if !parameters["namespace"].is_null() {
+        }
+        _ => errors.push(FieldError::invalid(path, text, "must be a domain-prefixed path (such as \"acme.io/foo\")")),
+    }
+}
+
+fn class_parameters(parameters: &Value, path: Path<'_>, errors: &mut Errors) {
+    typed_reference(parameters, path, errors);
+    let namespace = parameters["namespace"].as_str();
+    match (parameters["scope"].as_str(), namespace) {
+        (None, _) => errors.push(FieldError::required(path.field("scope"), "")),
+        (Some("Namespace"), None) => {
+            let detail = "`parameters.scope` is set to 'Namespace'";
+            errors.push(FieldError::required(path.field("namespace"), detail));
+        }
+        (Some("Namespace"), Some(namespace)) => {
+            complain(is_dns1123_label(namespace), namespace, path.field("namespace"), errors);
+        }
+        (Some("Cluster"), Some(_)) => {
             let detail = "`parameters.scope` is set to 'Cluster'";
             errors.push(FieldError::forbidden(path.field("namespace"), detail));
         }
+        (Some("Cluster"), None) => {}
+        (Some(other), _) => {
+            errors.push(FieldError::not_supported(path.field("scope"), other, &["Cluster", "Namespace"]));
+        }
     }
-    errors
 }
 
 pub fn ingress_class_update(obj: &Value, old: &Value) -> Errors {
@@ -172,7 +240,10 @@ pub fn network_policy(obj: &Value) -> Errors {
 }
 
 fn policy_port(port: &Value, path: Path<'_>, errors: &mut Errors) {
-    one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, errors);
+    const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+    if let Some(protocol) = port["protocol"].as_str().filter(|protocol| !PROTOCOLS.contains(protocol)) {
+        errors.push(FieldError::not_supported(path.field("protocol"), protocol, &PROTOCOLS));
+    }
     if !port["port"].is_null() {
         port_number_or_name(&port["port"], path.field("port"), errors);
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::container::{self, PodFacts, quantity_value, subdomain};
 use super::{
     Errors, Path, annotations, complain, dns_label, each, label_selector, labels, non_negative, one_of, one_of_at,
-    positive, required_one_of, security, volume,
+    one_of_given, positive, required_one_of, security, volume,
 };
 use crate::registry::object::ObjectExt;
 
@@ -258,9 +258,8 @@ fn scheduling(spec: &Value, path: Path<'_>, errors: &mut Errors) {
             let skew = constraint["maxSkew"].clone();
             errors.push(FieldError::invalid(path.field("maxSkew"), skew, "must be greater than zero"));
         }
-        match constraint.str_at(&["topologyKey"]) {
-            "" => errors.push(FieldError::required(path.field("topologyKey"), "can not be empty")),
-            key => complain(is_qualified_name(key), key, path.field("topologyKey"), errors),
+        if constraint.str_at(&["topologyKey"]).is_empty() {
+            errors.push(FieldError::required(path.field("topologyKey"), "can not be empty"));
         }
         let choices = ["DoNotSchedule", "ScheduleAnyway"];
         let choice = constraint.str_at(&["whenUnsatisfiable"]);
@@ -268,11 +267,29 @@ fn scheduling(spec: &Value, path: Path<'_>, errors: &mut Errors) {
             errors.push(FieldError::not_supported(path.field("whenUnsatisfiable"), choice, &choices));
         }
         positive(constraint, "minDomains", path, errors);
-        one_of(constraint, "nodeAffinityPolicy", &["Honor", "Ignore"], path, errors);
-        one_of(constraint, "nodeTaintsPolicy", &["Honor", "Ignore"], path, errors);
+        one_of_given(constraint, "nodeAffinityPolicy", &["Honor", "Ignore"], path, errors);
+        one_of_given(constraint, "nodeTaintsPolicy", &["Honor", "Ignore"], path, errors);
+        match_label_keys(constraint, path, errors);
         label_selector(&constraint["labelSelector"], path.field("labelSelector"), errors);
     });
     each(spec, "tolerations", path, errors, toleration);
+}
+
+/// Labels whose values are the pod's own: only beside a selector, and not of a label that it names already.
+fn match_label_keys(constraint: &Value, path: Path<'_>, errors: &mut Errors) {
+    let list = path.field("matchLabelKeys");
+    let keys = constraint.list_at(&["matchLabelKeys"]);
+    if !keys.is_empty() && constraint["labelSelector"].is_null() {
+        errors.push(FieldError::forbidden(list, "must not be specified when labelSelector is not set"));
+    }
+    for (index, key) in keys.iter().enumerate() {
+        let key = key.as_str().unwrap_or_default();
+        complain(is_qualified_name(key), key, list.index(index), errors);
+        if !constraint["labelSelector"]["matchLabels"][key].is_null() {
+            let detail = "exists in both matchLabelKeys and labelSelector";
+            errors.push(FieldError::invalid(path.index(index), key, detail));
+        }
+    }
 }
 
 pub fn toleration(toleration: &Value, path: Path<'_>, errors: &mut Errors) {
@@ -340,10 +357,11 @@ fn weight(preferred: &Value, path: Path<'_>, errors: &mut Errors) {
 fn pod_affinity_term(term: &Value, path: Path<'_>, errors: &mut Errors) {
     label_selector(&term["labelSelector"], path.field("labelSelector"), errors);
     label_selector(&term["namespaceSelector"], path.field("namespaceSelector"), errors);
-    let list = path.field("namespaces");
-    for (index, name) in term.list_at(&["namespaces"]).iter().enumerate() {
+    // The path without its last letter is upstream's.
+    let list = path.field("namespace");
+    for name in term.list_at(&["namespaces"]) {
         let text = name.as_str().unwrap_or_default();
-        complain(is_dns1123_label(text), text, list.index(index), errors);
+        complain(is_dns1123_label(text), text, list, errors);
     }
     let key = term.str_at(&["topologyKey"]);
     if key.is_empty() {
@@ -383,6 +401,11 @@ fn node_selector_term(term: &Value, path: Path<'_>, errors: &mut Errors) {
         }
         let key = requirement.str_at(&["key"]);
         complain(is_qualified_name(key), key, path.field("key"), errors);
+        let list = path.field("values");
+        for (index, value) in values.iter().enumerate() {
+            let text = value.as_str().unwrap_or_default();
+            complain(is_valid_label_value(text), text, list.index(index), errors);
+        }
     });
     each(term, "matchFields", path, errors, |requirement, path, errors| {
         let (key, operator) = (requirement.str_at(&["key"]), requirement.str_at(&["operator"]));

@@ -24,7 +24,13 @@ pub fn cluster_role(obj: &Value) -> Errors {
             let detail = "at least one clusterRoleSelector required if aggregationRule is non-nil";
             errors.push(FieldError::required(path.field("clusterRoleSelectors"), detail));
         }
-        each(&obj["aggregationRule"], "clusterRoleSelectors", path, &mut errors, label_selector);
+        each(&obj["aggregationRule"], "clusterRoleSelectors", path, &mut errors, |selector, path, errors| {
+            let before = errors.len();
+            label_selector(selector, path, errors);
+            if errors.len() > before {
+                errors.push(FieldError::invalid(path, Value::Null, "invalid label selector."));
+            }
+        });
     }
     errors
 }

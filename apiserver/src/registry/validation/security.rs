@@ -4,7 +4,7 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::container::local_path;
-use super::{Errors, Path, one_of};
+use super::{Errors, Path, one_of, one_of_given};
 use crate::registry::object::ObjectExt;
 
 const MAX_ID: i64 = i32::MAX as i64;
@@ -27,7 +27,7 @@ pub fn container(context: &Value, host_users: bool, path: Path<'_>, errors: &mut
     }
     id(context, "runAsUser", path, errors);
     id(context, "runAsGroup", path, errors);
-    one_of(context, "procMount", &["Default", "Unmasked"], path, errors);
+    one_of_given(context, "procMount", &["Default", "Unmasked"], path, errors);
     if host_users && context["procMount"] == "Unmasked" {
         let detail = "`hostUsers` must be false to use `Unmasked`";
         errors.push(FieldError::invalid(path.field("procMount"), "Unmasked", detail));
@@ -85,8 +85,8 @@ pub fn pod(spec: &Value, path: Path<'_>, errors: &mut Errors) {
         let path = path.field("supplementalGroups");
         id_value(group.as_i64().unwrap_or(0), path.index(index), errors);
     }
-    one_of(context, "fsGroupChangePolicy", &["OnRootMismatch", "Always"], path, errors);
-    one_of(context, "supplementalGroupsPolicy", &["Merge", "Strict"], path, errors);
+    one_of_given(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], path, errors);
+    one_of_given(context, "supplementalGroupsPolicy", &["Merge", "Strict"], path, errors);
     one_of(context, "seLinuxChangePolicy", &["MountOption", "Recursive"], path, errors);
     profile(&context["seccompProfile"], path.field("seccompProfile"), errors);
     profile(&context["appArmorProfile"], path.field("appArmorProfile"), errors);

@@ -7,7 +7,7 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::container::port_number_or_name;
-use super::{Errors, Path, complain, labels, one_of, required, required_one_of};
+use super::{Errors, Path, complain, labels, one_of_given, required, required_one_of};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 
@@ -87,10 +87,13 @@ fn by_type(spec: &Value, errors: &mut Errors) {
             errors.push(FieldError::forbidden("spec.loadBalancerSourceRanges", detail));
         }
     }
+    if let Some(class) = spec["loadBalancerClass"].as_str().filter(|_| spec["type"] == "LoadBalancer") {
+        complain(is_qualified_name(class), class, Path::SPEC.field("loadBalancerClass"), errors);
+    }
     for (index, range) in spec.list_at(&["loadBalancerSourceRanges"]).iter().enumerate() {
         let text = range.as_str().unwrap_or_default().trim();
         if text.parse::<ipnet::IpNet>().is_err() {
-            let path = Path::SPEC.field("loadBalancerSourceRanges");
+            let path = Path::SPEC.field("LoadBalancerSourceRanges");
             let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
             errors.push(FieldError::invalid(path.index(index), text, detail));
         }
@@ -172,9 +175,9 @@ fn traffic_policies(spec: &Value, errors: &mut Errors) {
     if spec["internalTrafficPolicy"].is_null() && has_policy {
         errors.push(FieldError::required("spec.internalTrafficPolicy", ""));
     }
-    one_of(spec, "internalTrafficPolicy", &["Cluster", "Local"], Path::SPEC, errors);
-    let distribution = ["PreferClose", "PreferSameNode", "PreferSameZone"];
-    one_of(spec, "trafficDistribution", &distribution, Path::SPEC, errors);
+    one_of_given(spec, "internalTrafficPolicy", &["Cluster", "Local"], Path::SPEC, errors);
+    let distribution = ["PreferClose", "PreferSameZone", "PreferSameNode"];
+    one_of_given(spec, "trafficDistribution", &distribution, Path::SPEC, errors);
 }
 
 /// Addresses, families and policy agree with each other.
@@ -211,7 +214,7 @@ pub fn cluster_ips(spec: &Value, errors: &mut Errors) {
         let Ok(address) = text.parse::<IpAddr>() else { continue };
         let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
         let wanted = spec["ipFamilies"][index].as_str().unwrap_or(family);
-        if wanted != family {
+        if wanted != family && matches!(wanted, "IPv4" | "IPv6") {
             let detail = format!("expected an {wanted} value as indicated by `ipFamilies[{index}]`");
             errors.push(FieldError::invalid(path.index(index), text, detail));
         }
@@ -235,7 +238,43 @@ fn families(spec: &Value, errors: &mut Errors) {
         }
         super::unique(&mut seen, text, path.index(index), errors);
     }
-    one_of(spec, "ipFamilyPolicy", &["SingleStack", "PreferDualStack", "RequireDualStack"], Path::SPEC, errors);
+    one_of_given(spec, "ipFamilyPolicy", &["PreferDualStack", "RequireDualStack", "SingleStack"], Path::SPEC, errors);
+}
+
+/// The addresses of a load balancer are for services that have one.
+pub fn status(obj: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let points = obj.list_at(&["status", "loadBalancer", "ingress"]);
+    if !points.is_empty() && obj["spec"]["type"] != "LoadBalancer" {
+        let detail = "may only be used when `spec.type` is 'LoadBalancer'";
+        errors.push(FieldError::forbidden("status.loadBalancer.ingress", detail));
+        return errors;
+    }
+    let path = Path::STATUS.field("loadBalancer");
+    super::each(&obj["status"]["loadBalancer"], "ingress", path, &mut errors, |point, path, errors| {
+        let (ip, host) = (point.str_at(&["ip"]), point.str_at(&["hostname"]));
+        if !ip.is_empty() {
+            complain(is_valid_ip(ip), ip, path.field("ip"), errors);
+        }
+        match (ip.is_empty(), point["ipMode"].as_str()) {
+            (true, Some(_)) => {
+                errors.push(FieldError::forbidden(path.field("ipMode"), "may not be specified when `ip` is not set"));
+            }
+            (false, None) => {
+                errors.push(FieldError::required(path.field("ipMode"), "must be specified when `ip` is set"));
+            }
+            (false, Some(mode)) if !matches!(mode, "VIP" | "Proxy") => {
+                errors.push(FieldError::not_supported(path.field("ipMode"), mode, &["Proxy", "VIP"]));
+            }
+            _ => {}
+        }
+        super::container::subdomain(host, path.field("hostname"), errors);
+        if host.parse::<IpAddr>().is_ok() {
+            let detail = "must be a DNS name, not an IP address";
+            errors.push(FieldError::invalid(path.field("hostname"), host, detail));
+        }
+    });
+    errors
 }
 
 pub fn update(obj: &Value, old: &Value) -> Errors {

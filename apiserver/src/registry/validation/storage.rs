@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::container::quantity_value;
 use super::volume::host_path;
-use super::{Errors, IMMUTABLE, Path, each, label_selector, one_of, pod, required, required_one_of};
+use super::{Errors, IMMUTABLE, Path, each, label_selector, one_of_given, pod, required, required_one_of};
 use crate::registry::common::{is_nothing, same};
 use crate::registry::core::pod_prepare::quantity;
 use crate::registry::object::ObjectExt;
@@ -52,7 +52,8 @@ pub fn persistent_volume(obj: &Value) -> Errors {
         errors.push(FieldError::required(capacity, ""));
     }
     if spec["capacity"]["storage"].is_null() || amounts.is_some_and(|a| a.len() > 1) {
-        errors.push(FieldError::not_supported(capacity, spec["capacity"].clone(), &["storage"]));
+        let given = amounts.cloned().map_or(Value::Null, Value::Object);
+        errors.push(FieldError::not_supported(capacity, given, &["storage"]));
     }
     for (name, amount) in amounts.into_iter().flatten() {
         quantity_value(name, amount, capacity.key(name), &mut errors);
@@ -62,8 +63,13 @@ pub fn persistent_volume(obj: &Value) -> Errors {
         }
     }
     required_one_of(spec, "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"], Path::SPEC, &mut errors);
-    one_of(spec, "volumeMode", &["Block", "Filesystem"], Path::SPEC, &mut errors);
+    one_of_given(spec, "volumeMode", &["Block", "Filesystem"], Path::SPEC, &mut errors);
+    super::container::subdomain(spec.str_at(&["storageClassName"]), Path::SPEC.field("storageClassName"), &mut errors);
     let affinity = Path::SPEC.field("nodeAffinity");
+    if spec["nodeAffinity"].is_object() && spec["nodeAffinity"]["required"].is_null() {
+        let detail = "must specify required node constraints";
+        errors.push(FieldError::required(affinity.field("required"), detail));
+    }
     if spec["nodeAffinity"]["required"].is_object() {
         pod::node_selector(&spec["nodeAffinity"]["required"], affinity.field("required"), &mut errors);
     }
@@ -93,15 +99,13 @@ fn volume_source(spec: &Value, errors: &mut Errors) {
             required(&spec["local"], "path", Path::SPEC.field("local"), errors);
             if spec["nodeAffinity"].is_null() {
                 let detail = "Local volume requires node affinity";
-                errors.push(FieldError::required("metadata.annotations", detail));
+                errors.push(FieldError::required(Path::SPEC.field("nodeAffinity"), detail));
             }
         }
-        Some("csi") => {
-            let path = Path::SPEC.field("csi");
-            required(&spec["csi"], "driver", path, errors);
-            required(&spec["csi"], "volumeHandle", path, errors);
+        Some(kind) => {
+            let owner = super::volume_sources::Owner::PersistentVolume;
+            super::volume_sources::check(kind, &spec[kind], owner, Path::SPEC.field(kind), errors);
         }
-        Some(_) => {}
     }
 }
 
@@ -142,10 +146,39 @@ pub fn claim_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
         Some(_) => {}
     }
     super::container::subdomain(spec.str_at(&["storageClassName"]), path.field("storageClassName"), errors);
-    one_of(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
-    if spec["dataSource"].is_object() {
-        required(&spec["dataSource"], "name", path.field("dataSource"), errors);
-        required(&spec["dataSource"], "kind", path.field("dataSource"), errors);
+    one_of_given(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
+    for field in ["dataSource", "dataSourceRef"] {
+        if spec[field].is_object() {
+            data_source(&spec[field], path.field(field), errors);
+        }
+    }
+    if spec["dataSource"].is_object()
+        && spec["dataSourceRef"].is_object()
+        && spec["dataSourceRef"]["namespace"].is_null()
+    {
+        let same_field = |field: &str| spec["dataSource"].str_at(&[field]) == spec["dataSourceRef"].str_at(&[field]);
+        if !["apiGroup", "kind", "name"].into_iter().all(same_field) {
+            errors.push(FieldError::invalid(path, Value::Object(serde_json::Map::new()), "must match dataSourceRef"));
+        }
+    }
+    super::container::subdomain(
+        spec.str_at(&["volumeAttributesClassName"]),
+        path.field("volumeAttributesClassName"),
+        errors,
+    );
+}
+
+/// What a new volume is filled from.
+fn data_source(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    required(source, "name", path, errors);
+    required(source, "kind", path, errors);
+    match source.str_at(&["apiGroup"]) {
+        "" if source["kind"] != "PersistentVolumeClaim" => {
+            let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+            errors.push(FieldError::invalid(path, source["kind"].clone(), detail));
+        }
+        "" => {}
+        group => super::container::subdomain(group, path.field("apiGroup"), errors),
     }
 }
 

@@ -77,17 +77,6 @@ fn one(kind: &str, source: &Value, path: Path<'_>, errors: &mut Errors) {
         "persistentVolumeClaim" => {
             required(source, "claimName", path, errors);
         }
-        "nfs" => {
-            required(source, "server", path, errors);
-            if let Some(text) = required(source, "path", path, errors)
-                && !text.starts_with('/')
-            {
-                errors.push(FieldError::invalid(path.field("path"), text, "must be an absolute path"));
-            }
-        }
-        "csi" => {
-            required(source, "driver", path, errors);
-        }
         "ephemeral" => {
             let template = &source["volumeClaimTemplate"];
             let path = path.field("volumeClaimTemplate");
@@ -100,7 +89,7 @@ fn one(kind: &str, source: &Value, path: Path<'_>, errors: &mut Errors) {
         "image" => {
             one_of(source, "pullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
         }
-        _ => {}
+        kind => super::volume_sources::check(kind, source, super::volume_sources::Owner::Pod, path, errors),
     }
 }
 
