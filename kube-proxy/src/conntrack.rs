@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn only_changes_of_udp_endpoints_are_a_reason_to_look() {
         let (a, b) = (endpoint("10.244.1.2", "node1"), endpoint("10.244.1.3", "node1"));
-        let (none, one, two) = (dns(vec![]), dns(vec![a.clone()]), dns(vec![a.clone(), b]));
+        let (none, one, two) = (dns(vec![]), dns(vec![a.clone()]), dns(vec![a, b]));
         for (old, new, expected) in [(&none, &one, true), (&one, &two, false), (&two, &one, true), (&one, &none, true)]
         {
             assert_eq!(may_be_stale(old, new), expected);

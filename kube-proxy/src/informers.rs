@@ -288,8 +288,8 @@ mod tests {
         assert!(state.put_slice(name.clone(), "svc-1", Some(slice.clone())));
         assert_eq!(std::mem::take(&mut state.dirty).services.len(), 1);
         assert!(!state.put_slice(name.clone(), "svc-1", Some(slice.clone())));
-        assert!(!state.replace_services([(name.clone(), entry.families.clone())].into()));
-        assert!(!state.replace_slices([((name.clone(), "svc-1".into()), slice)].into()));
+        assert!(!state.replace_services([(name.clone(), entry.families)].into()));
+        assert!(!state.replace_slices([((name, "svc-1".into()), slice)].into()));
         assert_eq!(state.dirty, Dirty::default());
         assert!(state.replace_slices(BTreeMap::new()) && state.replace_services(BTreeMap::new()));
         assert_eq!((state.dirty.services.len(), state.model.services.len()), (1, 0));

@@ -32,8 +32,7 @@ fn cache(language: &str) -> PathBuf {
 
 /// Fails with what to install when a tool is missing.
 fn need(tool: &str, argument: &str, remedy: &str) {
-    let found = run(Command::new(tool).arg(argument));
-    assert!(found.is_ok(), "{tool} is missing ({}): {remedy}", found.unwrap_err());
+    run(Command::new(tool).arg(argument)).unwrap_or_else(|error| panic!("{tool} is missing ({error}): {remedy}"));
 }
 
 fn must(what: &str, command: &mut Command) -> String {
