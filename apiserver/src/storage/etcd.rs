@@ -273,9 +273,14 @@ enum Repeat {
 impl Repeat {
     fn allows(self, error: &etcd_client::Error) -> bool {
         let etcd_client::Error::GRpcStatus(status) = error else { return false };
-        // The connection's error is only told by its text.
-        let unsent = status.message().contains("tcp connect error");
-        status.code() == tonic::Code::Unavailable && (self == Self::Any || unsent)
+        match self {
+            // A connection that broke off shows as any of these, whoever ended it.
+            Self::Any => {
+                matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
+            }
+            // The connection's error is only told by its text.
+            Self::Unsent => status.code() == tonic::Code::Unavailable && status.message().contains("tcp connect error"),
+        }
     }
 }
 

@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn promises_are_judged() {
         let conditions = Conditions { interval: Duration::from_secs(30), cpus: 2, load: "0.1".into() };
-        let text = report(&figures(140, 1600, 1.0), &figures(200, 4000, 6.0), &conditions);
+        let text = report(&figures(139, 1600, 1.0), &figures(200, 4000, 6.0), &conditions);
         let row = |start: &str| text.lines().find(|line| line.contains(start)).unwrap_or_else(|| panic!("{text}"));
         assert!(row("create → Ready, median").contains("≤ 0.7 ×: met"), "{text}");
         assert!(row("→ gone, median").contains("≤ 1.50 s: missed"), "{text}");

@@ -128,10 +128,8 @@ fn add_type_meta(schema: &mut Value, flavor: Flavor) {
         schema["properties"] = json!({});
     }
     let properties = &mut schema["properties"];
-    properties["apiVersion"] =
-        json!({"type": "string", "description": "The versioned schema of this representation of an object."});
-    properties["kind"] =
-        json!({"type": "string", "description": "The REST resource that this object represents, in CamelCase."});
+    properties["apiVersion"] = json!({"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."});
+    properties["kind"] = json!({"type": "string", "description": "Kind is the REST resource that this object represents, in CamelCase."});
     properties["metadata"] = reference(flavor, "ObjectMeta", "Standard object's metadata.");
 }
 
