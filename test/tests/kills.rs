@@ -17,8 +17,8 @@ const SLOTS: usize = 6;
 const ROUNDS_PER_CHECK: usize = 5;
 /// A kill comes at most so long after the last change: longer than a pod takes to start or to stop.
 const MOMENTS: Duration = Duration::from_millis(1500);
-/// For everything to become as it should be after a few kills.
-const CONVERGE: Duration = Duration::from_secs(60);
+/// For everything to become as it should be after a few kills, on a machine that may be busy.
+const CONVERGE: Duration = Duration::from_secs(180);
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
