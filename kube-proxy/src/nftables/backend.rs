@@ -1,12 +1,14 @@
 //! Keeps the kernel's tables equal to the plans: small changes one by one, and everything at the start, after a
 //! failure, and when somebody else changed something. Reading the table is for the latter only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use nix::errno::Errno;
 
 use super::chains::Settings;
-use super::installed::Installed;
-use super::schema::{Element, Scope, SetName};
-use super::table::{Changes, Op, Table, backend};
+use super::installed::{Installed, InstalledElement};
+use super::schema::{Element, Front, Scope, SetName, front_key};
+use super::table::{Changes, Op, Table, fronts};
 use super::wire::KernelError;
 use crate::model::{Family, ServiceName};
 use crate::plan::{Changed, Plans, ServicePlan, keep_places};
@@ -21,6 +23,8 @@ pub trait Kernel: Send {
     fn apply(&mut self, family: Family, ops: &[Op]) -> Result<(), KernelError>;
     /// What is in our table; `None` if there is no such table.
     fn read(&mut self, family: Family) -> Result<Option<Installed>, KernelError>;
+    /// The elements of one of our sets, by key.
+    fn elements(&mut self, family: Family, set: SetName) -> Result<HashMap<Vec<u8>, InstalledElement>, KernelError>;
     /// A number that grows by one with every transaction, whoever makes it.
     fn generation(&mut self) -> Result<u32, KernelError>;
 }
@@ -35,6 +39,8 @@ pub enum BackendError {
     Foundation { family: Family, source: KernelError },
     #[error("cannot change the {} rules of {services}", family.as_str())]
     Services { family: Family, services: String, source: KernelError },
+    #[error("cannot forget the {} clients of endpoints that left", family.as_str())]
+    Clients { family: Family, source: KernelError },
     #[error("cannot remove what the {} table has too much", family.as_str())]
     Leftovers { family: Family, source: KernelError },
 }
@@ -104,6 +110,7 @@ impl<K: Kernel> Backend<K> {
     }
 
     fn change(&mut self, family: Family, plans: &Plans, changed: &[Changed]) -> Result<(), BackendError> {
+        let mut clients_left_behind = false;
         for chunk in changed.chunks(SERVICES_AT_ONCE) {
             let Some(table) = &mut self.tables[index(family)] else { return Ok(()) };
             let mut again = BTreeSet::new();
@@ -118,8 +125,39 @@ impl<K: Kernel> Backend<K> {
                 let changes = table.change(&name, ports, ports, &mut again);
                 parts.push((name, changes));
             }
+            clients_left_behind |= parts.iter().any(|(_, changes)| changes.clients_left_behind);
             let parts = parts.into_iter().map(|(name, changes)| (name, changes.into_ops())).collect();
             self.apply_parts(family, parts)?;
+        }
+        if clients_left_behind {
+            self.forget_clients(family, plans).map_err(|source| BackendError::Clients { family, source })?;
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel forget the clients that it would send to endpoints which left.
+    fn forget_clients(&mut self, family: Family, plans: &Plans) -> Result<(), KernelError> {
+        let ports = plans.values().flat_map(|plan| &plan.ports);
+        let sticky = ports.filter(|port| port.affinity.is_some() && port.family() == family);
+        let mut allowed: HashSet<Vec<u8>> = HashSet::new();
+        for port in sticky {
+            for (front, target) in fronts(port).flat_map(|front| port.targets().into_iter().map(move |t| (front, t))) {
+                let data = Element::Endpoint(Scope::Cluster, front, 0, (target.address, target.port)).data();
+                allowed.insert([&*front_key(&front), &*data].concat());
+            }
+        }
+        for set in SetName::ALL.into_iter().filter(|set| set.is_dynamic()) {
+            for (key, element) in self.kernel.elements(family, set)? {
+                let front = key.len() - client_length(family);
+                if allowed.contains(&[&key[..front], &element.data].concat()) {
+                    continue;
+                }
+                match self.apply(family, &[Op::RemoveKey { set, key, key_end: None }]) {
+                    // It was just about to be forgotten anyway.
+                    Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => {}
+                    result => result?,
+                }
+            }
         }
         Ok(())
     }
@@ -149,12 +187,9 @@ impl<K: Kernel> Backend<K> {
     fn drop_unused_classes(&mut self, family: Family) -> Result<(), BackendError> {
         let Some(table) = &mut self.tables[index(family)] else { return Ok(()) };
         let unused = table.take_unused_classes();
-        let elements: Vec<Op> = unused.iter().map(|class| Op::Remove(Element::Class(*class))).collect();
         let names = unused.iter().map(|class| class.chain());
         let chains: Vec<Op> = names.flat_map(|name| [Op::FlushChain(name.clone()), Op::RemoveChain(name)]).collect();
-        // Some kernels refuse to remove a chain in the transaction that removes the last element which leads to it.
-        let result = self.apply(family, &elements).and_then(|()| self.apply(family, &chains));
-        result.map_err(|source| BackendError::Leftovers { family, source })
+        self.apply(family, &chains).map_err(|source| BackendError::Leftovers { family, source })
     }
 
     /// Compares everything with what the kernel has, and does what is missing.
@@ -195,6 +230,7 @@ impl<K: Kernel> Backend<K> {
             total += leftovers.len();
             self.apply(family, &leftovers).map_err(|source| BackendError::Leftovers { family, source })?;
         }
+        self.forget_clients(family, plans).map_err(|source| BackendError::Clients { family, source })?;
         Ok(total)
     }
 
@@ -235,10 +271,16 @@ impl<K: Kernel> Backend<K> {
 
 fn keep_installed_places(plan: &mut ServicePlan, installed: &Installed, family: Family) {
     for port in plan.ports.iter_mut().filter(|port| port.family() == family) {
-        let backend = backend(port);
-        keep_places(&installed.targets(Scope::Cluster, backend), &mut port.cluster);
-        keep_places(&installed.targets(Scope::Local, backend), &mut port.local);
+        let fronts: Vec<Front> = fronts(port).collect();
+        let targets = |scope| installed.targets(scope, fronts.iter().copied());
+        keep_places(&targets(Scope::Cluster), &mut port.cluster);
+        keep_places(&targets(Scope::Local), &mut port.local);
     }
+}
+
+/// Bytes of the client's address, by which a key ends.
+fn client_length(family: Family) -> usize {
+    super::schema::Field::Address.length(family)
 }
 
 /// What of the changes is not in the kernel yet.

@@ -164,7 +164,7 @@ fn firewall(layout: &Layout) -> Rule {
     let mut steps = layout.load_front(false);
     steps.extend([
         Step::InSet { set: SetName::GuardedServices, key: 0, expected: true },
-        source(layout.family, layout.after),
+        source(layout.family, layout.after(false)),
         Step::InSet { set: SetName::AllowedClients, key: 0, expected: false },
         Step::Drop,
     ]);
@@ -233,15 +233,15 @@ pub fn class_chain(class: Class, settings: &Settings) -> Chain {
     Chain { name: class.chain(), hook: None, rules }
 }
 
-/// Which registers hold what. A front is loaded to 0 and up; what it leads to — backend and class — takes its place,
-/// and then the class's the place in the list of endpoints, or the client.
+/// Which registers hold what. The key of a front is loaded to 0 and up, and behind it the place in the list of
+/// endpoints, or the client. What is looked up goes to 0 again, or behind the longest key.
+///
+/// No key is made of what was looked up before: nft 1.0 aborts when it is to list such a rule.
 struct Layout {
     family: Family,
     /// Registers of one address.
     words: Register,
-    /// The first one behind address, protocol and port.
-    after: Register,
-    /// The first one behind a backend and a client.
+    /// The first one behind a client's key.
     target: Register,
 }
 
@@ -251,7 +251,12 @@ impl Layout {
             Family::Ipv4 => 1,
             Family::Ipv6 => 4,
         };
-        Self { family, words, after: words + 2, target: 2 * words + 2 }
+        Self { family, words, target: 2 * words + 2 }
+    }
+
+    /// The first register behind a front.
+    fn after(&self, node_port: bool) -> Register {
+        if node_port { 2 } else { self.words + 2 }
     }
 
     fn load_front(&self, node_port: bool) -> Vec<Step> {
@@ -267,63 +272,58 @@ impl Layout {
         Rule::of(self.load_front(node_port).into_iter().chain(found))
     }
 
-    fn load_backend(&self, node_port: bool) -> Vec<Step> {
-        let map = if node_port { SetName::NodePorts } else { SetName::Services };
-        let mut steps = self.load_front(node_port);
-        steps.push(Step::LookUp { map, key: 0, to: 0 });
-        steps
-    }
-
     fn dispatch(&self, node_port: bool, mut steps: Vec<Step>) -> Rule {
-        steps.extend(self.load_backend(node_port));
-        steps.push(Step::Dispatch { map: SetName::Classes, key: self.after });
+        let map = if node_port { SetName::NodePorts } else { SetName::Services };
+        steps.extend(self.load_front(node_port));
+        steps.push(Step::Dispatch { map, key: 0 });
         Rule(steps)
     }
 
     /// Rules that rewrite the destination of packets for which `condition` holds; none if there are no endpoints.
     fn pick(&self, rules: &mut Vec<Rule>, class: Class, scope: Scope, condition: &[Step]) {
-        let (count, map, sticky) = match scope {
-            Scope::Cluster => (class.cluster, SetName::ClusterEndpoints, SetName::ClusterSticky),
-            Scope::Local => (class.local, SetName::LocalEndpoints, SetName::LocalSticky),
+        let (count, map) = match (scope, class.node_port) {
+            (Scope::Cluster, false) => (class.cluster, SetName::ClusterEndpoints),
+            (Scope::Cluster, true) => (class.cluster, SetName::NodePortClusterEndpoints),
+            (Scope::Local, false) => (class.local, SetName::LocalEndpoints),
+            (Scope::Local, true) => (class.local, SetName::NodePortLocalEndpoints),
         };
         if count == 0 {
             return;
         }
         let mut rule = |steps: Vec<Step>| {
-            let backend = self.load_backend(class.node_port);
-            rules.push(Rule::of(condition.iter().cloned().chain(backend).chain(steps)));
+            let front = self.load_front(class.node_port);
+            rules.push(Rule::of(condition.iter().cloned().chain(front).chain(steps)));
         };
-        let place = Step::Random { below: count, to: self.after };
+        let place = Step::Random { below: count, to: self.after(class.node_port) };
         if class.affinity > 0 {
-            rule(self.remembered(sticky, class.affinity));
-            let steps = vec![place.clone(), Step::LookUp { map, key: 0, to: self.target }];
-            rule(steps.into_iter().chain(self.remember(class.affinity)).collect());
+            rule(self.remembered(class));
+            let chosen = [place.clone(), Step::LookUp { map, key: 0, to: self.target }];
+            rule(chosen.into_iter().chain(self.remember(class)).collect());
         }
         // Also with affinity, for when the kernel cannot remember more clients.
         rule(vec![place, Step::LookUp { map, key: 0, to: 0 }, Step::Dnat { address: 0, port: self.words }]);
     }
 
-    /// To where the client was sent last, if that is still an endpoint.
-    fn remembered(&self, sticky: SetName, seconds: u32) -> Vec<Step> {
-        let client = source(self.family, self.after);
-        vec![
-            client.clone(),
-            Step::LookUp { map: SetName::Affinity, key: 0, to: self.after },
-            Step::InSet { set: sticky, key: 0, expected: true },
-            client,
-            Step::LookUp { map: SetName::Affinity, key: 0, to: self.target },
-            Step::Remember { map: SetName::Affinity, key: 0, data: self.target, seconds },
-            Step::Dnat { address: self.target, port: self.target + self.words },
-        ]
+    /// To where the client was sent last.
+    fn remembered(&self, class: Class) -> Vec<Step> {
+        let map = affinity(class);
+        vec![source(self.family, self.after(class.node_port)), Step::LookUp { map, key: 0, to: self.target }]
+            .into_iter()
+            .chain(self.to_target(class))
+            .collect()
     }
 
-    /// What is remembered must be forgotten first: remembering again would only refresh it.
-    fn remember(&self, seconds: u32) -> Vec<Step> {
-        vec![
-            source(self.family, self.after),
-            Step::Forget { map: SetName::Affinity, key: 0, data: self.target },
-            Step::Remember { map: SetName::Affinity, key: 0, data: self.target, seconds },
-            Step::Dnat { address: self.target, port: self.target + self.words },
-        ]
+    fn remember(&self, class: Class) -> Vec<Step> {
+        std::iter::once(source(self.family, self.after(class.node_port))).chain(self.to_target(class)).collect()
     }
+
+    /// Remembers the client, or that it came again.
+    fn to_target(&self, class: Class) -> [Step; 2] {
+        let remember = Step::Remember { map: affinity(class), key: 0, data: self.target, seconds: class.affinity };
+        [remember, Step::Dnat { address: self.target, port: self.target + self.words }]
+    }
+}
+
+fn affinity(class: Class) -> SetName {
+    if class.node_port { SetName::NodePortAffinity } else { SetName::Affinity }
 }

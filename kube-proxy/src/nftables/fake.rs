@@ -1,6 +1,6 @@
 //! nftables in memory, for tests: it refuses what the kernel refuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use nix::errno::Errno;
 
@@ -67,6 +67,16 @@ impl Kernel for FakeKernel {
             sets: table.sets.keys().map(|set| (set.as_str().to_owned(), shape(*set, family))).collect(),
             elements: table.sets.iter().map(|(set, all)| (*set, all.clone().into_iter().collect())).collect(),
         }))
+    }
+
+    fn elements(&mut self, family: Family, set: SetName) -> Result<HashMap<Vec<u8>, InstalledElement>, KernelError> {
+        let table = self.tables.get(&family);
+        Ok(table
+            .and_then(|table| table.sets.get(&set))
+            .into_iter()
+            .flatten()
+            .map(|(k, e)| (k.clone(), e.clone()))
+            .collect())
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {
@@ -147,7 +157,7 @@ impl FakeTable {
         for step in &rule.0 {
             let found = match step {
                 Step::InSet { set, .. } => self.sets.contains_key(set) && set.data() == Data::None,
-                Step::LookUp { map, .. } | Step::Remember { map, .. } | Step::Forget { map, .. } => {
+                Step::LookUp { map, .. } | Step::Remember { map, .. } => {
                     self.sets.contains_key(map) && matches!(map.data(), Data::Fields(_))
                 }
                 Step::Dispatch { map, .. } => self.sets.contains_key(map) && map.data() == Data::Verdict,
@@ -164,6 +174,7 @@ impl FakeTable {
     fn leads_to(&self, name: &str) -> bool {
         let jumps = |rule: &Rule| rule.0.iter().any(|step| matches!(step, Step::Jump(chain) if *chain == name));
         let by_rule = self.chains.values().flat_map(|chain| &chain.rules).any(jumps);
-        by_rule || self.sets[&SetName::Classes].values().any(|element| element.data == name.as_bytes())
+        let by_element = [SetName::Services, SetName::NodePorts].into_iter().filter_map(|set| self.sets.get(&set));
+        by_rule || by_element.flat_map(BTreeMap::values).any(|element| element.data == name.as_bytes())
     }
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::TABLE;
 use super::chains::Chain;
-use super::schema::{Backend, Element, Scope, SetName, read_target};
+use super::schema::{Element, Front, Scope, SetName, read_target};
 use super::table::{Op, add_chain};
 use super::wire::{
     GET_CHAIN, GET_ELEMENTS, GET_GENERATION, GET_RULE, GET_SET, KernelError, LIST_ITEM, NEW_CHAIN, NEW_ELEMENTS,
@@ -95,17 +95,18 @@ impl Installed {
         flushes.chain(names.iter().cloned().map(Op::RemoveChain)).collect()
     }
 
-    /// The endpoints of a service port in the order in which the kernel has them.
-    pub fn targets(&self, scope: Scope, backend: Backend) -> Vec<Target> {
-        let unknown = (IpAddr::from([0; 4]), 0);
-        let mut targets = Vec::new();
-        for place in 0.. {
-            let element = Element::Endpoint(scope, backend, place, unknown);
-            let found = self.elements.get(&element.set()).and_then(|all| all.get(&*element.key()));
-            let Some((address, port)) = found.and_then(|found| read_target(&found.data)) else { break };
-            targets.push(Target { address, port, local: false });
-        }
-        targets
+    /// The endpoints of a service port in the order in which the kernel has them, under the first front that has any.
+    pub fn targets(&self, scope: Scope, fronts: impl Iterator<Item = Front>) -> Vec<Target> {
+        let list = |front| {
+            let places = (0..).map_while(|place| {
+                let element = Element::Endpoint(scope, front, place, (IpAddr::from([0; 4]), 0));
+                let found = self.elements.get(&element.set())?.get(&*element.key())?;
+                let (address, port) = read_target(&found.data)?;
+                Some(Target { address, port, local: false })
+            });
+            places.collect::<Vec<Target>>()
+        };
+        fronts.map(list).find(|targets| !targets.is_empty()).unwrap_or_default()
     }
 }
 
@@ -124,10 +125,18 @@ pub fn read(socket: &mut Socket, family: Family) -> Result<Option<Installed>, Ke
         installed.chains.entry(chain).or_default().rules.push(fingerprint);
     }
     for set in SetName::ALL.into_iter().filter(|set| installed.sets.contains_key(set.as_str())) {
-        let elements: HashMap<_, _> = list(socket, family, GET_ELEMENTS, |m| m.text(2, set.as_str()), read_elements)?;
-        installed.elements.insert(set, elements);
+        installed.elements.insert(set, elements(socket, family, set)?);
     }
     Ok(Some(installed))
+}
+
+/// The elements of one set, by key.
+pub fn elements(
+    socket: &mut Socket,
+    family: Family,
+    set: SetName,
+) -> Result<HashMap<Vec<u8>, InstalledElement>, KernelError> {
+    list(socket, family, GET_ELEMENTS, |m| m.text(2, set.as_str()), read_elements)
 }
 
 /// A number that grows with every change of any table of the network namespace.

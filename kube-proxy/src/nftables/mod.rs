@@ -6,13 +6,11 @@
 //!
 //! ```text
 //! nat-prerouting → services:
-//!   ip daddr . meta l4proto . th dport   looked up in   services { 10.96.0.1 . tcp . 80 : 10.96.0.1 . tcp . 80 . CLASS }
-//!   CLASS                                looked up in   classes { CLASS : goto address-cluster-2 }
-//! address-cluster-2:
-//!   ip daddr . meta l4proto . th dport   looked up in   services, once more, for the first three fields
-//!   those . random number below 2        looked up in   cluster-endpoints { 10.96.0.1 . tcp . 80 . 0 : 10.244.1.5 . 8080,
-//!                                                                           10.96.0.1 . tcp . 80 . 1 : 10.244.2.7 . 8080 }
-//!   dnat to that
+//!   ip daddr . meta l4proto . th dport                            vmap @services
+//!      { 10.96.0.1 . tcp . 80 : goto address-cluster-2, … }
+//! address-cluster-2, for all services that have two endpoints:
+//!   dnat to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-endpoints
+//!      { 10.96.0.1 . tcp . 80 . 0 : 10.244.1.5 . 8080, 10.96.0.1 . tcp . 80 . 1 : 10.244.2.7 . 8080, … }
 //! ```
 //!
 //! So a change of endpoints is a few elements in the kernel, whatever the size of the table; and the kernel, which

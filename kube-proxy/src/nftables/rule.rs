@@ -64,11 +64,6 @@ pub enum Step {
         data: Register,
         seconds: u32,
     },
-    Forget {
-        map: SetName,
-        key: Register,
-        data: Register,
-    },
     Dnat {
         address: Register,
         port: Register,

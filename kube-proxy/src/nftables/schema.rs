@@ -10,19 +10,18 @@ use crate::model::{Family, Protocol};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetName {
-    /// What to do with packets to an address and port of a service.
+    /// The chain for packets to an address and port of a service.
     Services,
-    /// The same for packets to a node port.
+    /// The chain for packets to a node port.
     NodePorts,
-    /// The chain of each way to treat a service.
-    Classes,
+    /// By address and port of a service, or by node port, and by place in the list: the endpoint.
     ClusterEndpoints,
     LocalEndpoints,
-    /// Endpoints to which clients may stay, so that those which left are not used any more.
-    ClusterSticky,
-    LocalSticky,
+    NodePortClusterEndpoints,
+    NodePortLocalEndpoints,
     /// Filled by the kernel: where a client was sent last.
     Affinity,
+    NodePortAffinity,
     /// Services that nobody serves: packets are refused …
     RefusedServices,
     RefusedNodePorts,
@@ -57,23 +56,22 @@ pub enum Data {
 
 const FRONT: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 const NODE_PORT: &[Field] = &[Field::Protocol, Field::Port];
-const BACKEND_AND_CLASS: Data =
-    Data::Fields(&[Field::Address, Field::Protocol, Field::Port, Field::Number, Field::Number]);
 const PLACE: &[Field] = &[Field::Address, Field::Protocol, Field::Port, Field::Number];
+const NODE_PORT_PLACE: &[Field] = &[Field::Protocol, Field::Port, Field::Number];
 const CLIENT: &[Field] = &[Field::Address, Field::Protocol, Field::Port, Field::Address];
-const STICKY: &[Field] = &[Field::Address, Field::Protocol, Field::Port, Field::Address, Field::Port];
+const NODE_PORT_CLIENT: &[Field] = &[Field::Protocol, Field::Port, Field::Address];
 const TARGET: Data = Data::Fields(&[Field::Address, Field::Port]);
 
 impl SetName {
     pub const ALL: [Self; 17] = [
         Self::Services,
         Self::NodePorts,
-        Self::Classes,
         Self::ClusterEndpoints,
         Self::LocalEndpoints,
-        Self::ClusterSticky,
-        Self::LocalSticky,
+        Self::NodePortClusterEndpoints,
+        Self::NodePortLocalEndpoints,
         Self::Affinity,
+        Self::NodePortAffinity,
         Self::RefusedServices,
         Self::RefusedNodePorts,
         Self::SilentServices,
@@ -89,12 +87,12 @@ impl SetName {
         match self {
             Self::Services => "services",
             Self::NodePorts => "node-ports",
-            Self::Classes => "classes",
             Self::ClusterEndpoints => "cluster-endpoints",
             Self::LocalEndpoints => "local-endpoints",
-            Self::ClusterSticky => "cluster-sticky",
-            Self::LocalSticky => "local-sticky",
+            Self::NodePortClusterEndpoints => "node-port-cluster-endpoints",
+            Self::NodePortLocalEndpoints => "node-port-local-endpoints",
             Self::Affinity => "affinity",
+            Self::NodePortAffinity => "node-port-affinity",
             Self::RefusedServices => "refused-services",
             Self::RefusedNodePorts => "refused-node-ports",
             Self::SilentServices => "silent-services",
@@ -115,10 +113,10 @@ impl SetName {
         match self {
             Self::Services | Self::RefusedServices | Self::SilentServices | Self::GuardedServices => FRONT,
             Self::NodePorts | Self::RefusedNodePorts | Self::SilentNodePorts => NODE_PORT,
-            Self::Classes => &[Field::Number, Field::Number],
             Self::ClusterEndpoints | Self::LocalEndpoints => PLACE,
-            Self::ClusterSticky | Self::LocalSticky => STICKY,
+            Self::NodePortClusterEndpoints | Self::NodePortLocalEndpoints => NODE_PORT_PLACE,
             Self::Affinity | Self::AllowedClients => CLIENT,
+            Self::NodePortAffinity => NODE_PORT_CLIENT,
             Self::ClusterIps | Self::NodePortIps => &[Field::Address],
             Self::Hairpins => &[Field::Address, Field::Address],
         }
@@ -126,9 +124,13 @@ impl SetName {
 
     pub fn data(self) -> Data {
         match self {
-            Self::Services | Self::NodePorts => BACKEND_AND_CLASS,
-            Self::Classes => Data::Verdict,
-            Self::ClusterEndpoints | Self::LocalEndpoints | Self::Affinity => TARGET,
+            Self::Services | Self::NodePorts => Data::Verdict,
+            Self::ClusterEndpoints
+            | Self::LocalEndpoints
+            | Self::NodePortClusterEndpoints
+            | Self::NodePortLocalEndpoints
+            | Self::Affinity
+            | Self::NodePortAffinity => TARGET,
             _ => Data::None,
         }
     }
@@ -140,7 +142,7 @@ impl SetName {
 
     /// The kernel adds elements itself, and they expire.
     pub fn is_dynamic(self) -> bool {
-        self == Self::Affinity
+        matches!(self, Self::Affinity | Self::NodePortAffinity)
     }
 }
 
@@ -222,18 +224,6 @@ impl Class {
     pub const MOST_ENDPOINTS: u32 = (1 << 20) - 1;
     pub const LONGEST_AFFINITY: u32 = (1 << 17) - 1;
 
-    /// A number for each class, in two halves as the kernel's registers have them.
-    fn number(self) -> [u32; 2] {
-        let route = match self.route {
-            Route::Cluster => 0,
-            Route::Local => 1,
-            Route::ExternalLocal => 2,
-        };
-        let flags = u64::from(self.node_port) | u64::from(self.masquerade) << 1 | route << 2;
-        let all = flags | u64::from(self.cluster) << 4 | u64::from(self.local) << 24 | u64::from(self.affinity) << 44;
-        [(all >> 32) as u32, all as u32]
-    }
-
     /// The name of the class's chain.
     pub fn chain(self) -> String {
         let front = if self.node_port { "node-port" } else { "address" };
@@ -255,10 +245,8 @@ impl Class {
 /// An element of one of the sets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Element {
-    Served(Front, Backend, Class),
-    Class(Class),
-    Endpoint(Scope, Backend, u32, (IpAddr, u16)),
-    Sticky(Scope, Backend, (IpAddr, u16)),
+    Served(Front, Class),
+    Endpoint(Scope, Front, u32, (IpAddr, u16)),
     Refused(Front),
     Silent(Front),
     Guarded(Front),
@@ -275,12 +263,13 @@ impl Element {
             Front::NodePort(..) => node_port,
         };
         match self {
-            Self::Served(front, ..) => by_front(front, SetName::Services, SetName::NodePorts),
-            Self::Class(_) => SetName::Classes,
-            Self::Endpoint(Scope::Cluster, ..) => SetName::ClusterEndpoints,
-            Self::Endpoint(Scope::Local, ..) => SetName::LocalEndpoints,
-            Self::Sticky(Scope::Cluster, ..) => SetName::ClusterSticky,
-            Self::Sticky(Scope::Local, ..) => SetName::LocalSticky,
+            Self::Served(front, _) => by_front(front, SetName::Services, SetName::NodePorts),
+            Self::Endpoint(Scope::Cluster, front, ..) => {
+                by_front(front, SetName::ClusterEndpoints, SetName::NodePortClusterEndpoints)
+            }
+            Self::Endpoint(Scope::Local, front, ..) => {
+                by_front(front, SetName::LocalEndpoints, SetName::NodePortLocalEndpoints)
+            }
             Self::Refused(front) => by_front(front, SetName::RefusedServices, SetName::RefusedNodePorts),
             Self::Silent(front) => by_front(front, SetName::SilentServices, SetName::SilentNodePorts),
             Self::Guarded(_) => SetName::GuardedServices,
@@ -294,17 +283,12 @@ impl Element {
     pub fn key(&self) -> Bytes {
         let mut key = Bytes::default();
         match self {
-            Self::Served(front, ..) | Self::Refused(front) | Self::Silent(front) | Self::Guarded(front) => {
+            Self::Served(front, _) | Self::Refused(front) | Self::Silent(front) | Self::Guarded(front) => {
                 key.front(front);
             }
-            Self::Class(class) => key.class(*class),
-            Self::Endpoint(_, backend, place, _) => {
-                key.backend(backend);
+            Self::Endpoint(_, front, place, _) => {
+                key.front(front);
                 key.number(*place);
-            }
-            Self::Sticky(_, backend, target) => {
-                key.backend(backend);
-                key.target(target);
             }
             Self::Allowed(front, net) => {
                 key.front(front);
@@ -328,20 +312,23 @@ impl Element {
         Some(key)
     }
 
-    /// What the key leads to; for a class the name of its chain.
+    /// What the key leads to; where that is a chain, its name.
     pub fn data(&self) -> Bytes {
         let mut data = Bytes::default();
         match self {
-            Self::Served(_, backend, class) => {
-                data.backend(backend);
-                data.class(*class);
-            }
-            Self::Class(class) => data.0.extend_from_slice(class.chain().as_bytes()),
+            Self::Served(_, class) => data.0.extend_from_slice(class.chain().as_bytes()),
             Self::Endpoint(_, _, _, target) => data.target(target),
             _ => {}
         }
         data
     }
+}
+
+/// The key of a front, by which the keys of its endpoints and clients begin.
+pub fn front_key(front: &Front) -> Bytes {
+    let mut key = Bytes::default();
+    key.front(front);
+    key
 }
 
 /// Fields as the kernel keeps them.
@@ -377,19 +364,9 @@ impl Bytes {
         self.0.extend_from_slice(&number.to_ne_bytes());
     }
 
-    fn class(&mut self, class: Class) {
-        class.number().into_iter().for_each(|half| self.number(half));
-    }
-
     fn target(&mut self, (address, port): &(IpAddr, u16)) {
         self.address(*address);
         self.port(*port);
-    }
-
-    fn backend(&mut self, backend: &Backend) {
-        self.address(backend.cluster_ip);
-        self.protocol(backend.protocol);
-        self.port(backend.port);
     }
 
     fn front(&mut self, front: &Front) {
@@ -425,28 +402,19 @@ mod tests {
     fn bytes_have_the_lengths_of_the_fields() {
         for (address, family) in [("10.96.0.1", Family::Ipv4), ("fd00::1", Family::Ipv6)] {
             let address: IpAddr = address.parse().unwrap();
-            let (backend, target) =
-                (Backend { cluster_ip: address, protocol: Protocol::Tcp, port: 80 }, (address, 8080));
+            let target = (address, 8080);
             let fronts = [Front::Address(address, Protocol::Tcp, 80), Front::NodePort(Protocol::Udp, 30000)];
             let class = class(3);
             let mut elements = vec![
-                Element::Class(class),
                 Element::ClusterIp(address),
                 Element::Hairpin(address),
                 Element::NodePortIp(address),
                 Element::Guarded(fronts[0]),
                 Element::Allowed(fronts[0], IpNet::new(address, 8).unwrap()),
             ];
-            for scope in [Scope::Cluster, Scope::Local] {
-                elements.push(Element::Endpoint(scope, backend, 7, target));
-                elements.push(Element::Sticky(scope, backend, target));
-            }
             for front in fronts {
-                elements.extend([
-                    Element::Served(front, backend, class),
-                    Element::Refused(front),
-                    Element::Silent(front),
-                ]);
+                elements.extend([Element::Served(front, class), Element::Refused(front), Element::Silent(front)]);
+                elements.extend([Scope::Cluster, Scope::Local].map(|scope| Element::Endpoint(scope, front, 7, target)));
             }
             for element in elements {
                 let length = |fields: &[Field]| fields.iter().map(|field| field.length(family)).sum::<usize>();
@@ -460,7 +428,7 @@ mod tests {
                     assert_eq!(element.key_end().map(|end| end.len()), Some(element.key().len()));
                 }
             }
-            assert_eq!(read_target(&Element::Endpoint(Scope::Local, backend, 0, target).data()), Some(target));
+            assert_eq!(read_target(&Element::Endpoint(Scope::Local, fronts[0], 0, target).data()), Some(target));
         }
     }
 
@@ -469,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_differ_in_number_and_name() {
+    fn classes_differ_in_name() {
         let mut all = Vec::new();
         for route in [Route::Cluster, Route::Local, Route::ExternalLocal] {
             for (node_port, masquerade, affinity) in
@@ -480,8 +448,7 @@ mod tests {
                 }
             }
         }
-        let numbers: std::collections::BTreeSet<_> = all.iter().map(|class| class.number()).collect();
         let names: std::collections::BTreeSet<_> = all.iter().map(|class| class.chain()).collect();
-        assert_eq!((numbers.len(), names.len()), (all.len(), all.len()));
+        assert_eq!(names.len(), all.len());
     }
 }

@@ -45,6 +45,8 @@ pub struct Changes {
     pub chains: Vec<Chain>,
     pub removed: Vec<Element>,
     pub added: Vec<Element>,
+    /// The kernel may remember clients of endpoints that left.
+    pub clients_left_behind: bool,
 }
 
 impl Changes {
@@ -97,7 +99,7 @@ impl Table {
     pub fn foundation(&self) -> Changes {
         let own = self.settings.node_port_addresses.iter().flatten().filter(|address| !address.is_loopback());
         let added: BTreeSet<Element> = own.map(|address| Element::NodePortIp(*address)).collect();
-        Changes { chains: skeleton(&self.settings), removed: Vec::new(), added: added.into_iter().collect() }
+        Changes { chains: skeleton(&self.settings), added: added.into_iter().collect(), ..Changes::default() }
     }
 
     /// The change of one service. `again` gets the services that may now have what this one gave up: for them, this
@@ -120,7 +122,7 @@ impl Table {
         let mut used = ClassUse::default();
         for backend in old.keys().chain(new.keys().filter(|backend| !old.contains_key(backend))) {
             let (before, after) = (old.get(backend).unwrap_or(&nothing), new.get(backend).unwrap_or(&nothing));
-            difference(&before.endpoints, &after.endpoints, &mut changes);
+            changes.clients_left_behind |= !before.clients.is_subset(&after.clients);
             self.change_fronts(name, *backend, before, after, &mut changes, again);
             for element in after.shared.difference(&before.shared) {
                 self.share(element, &mut changes);
@@ -197,7 +199,6 @@ impl Table {
         for (class, difference) in used.0 {
             if !self.classes.contains_key(&class) {
                 changes.chains.push(class_chain(class, &self.settings));
-                changes.added.push(Element::Class(class));
             }
             let count = self.classes.entry(class).or_default();
             *count = count.saturating_add_signed(difference);
@@ -221,7 +222,7 @@ impl ClassUse {
     fn count(&mut self, changes: &Changes) {
         for (elements, step) in [(&changes.added, 1), (&changes.removed, -1)] {
             for element in elements {
-                if let Element::Served(_, _, class) = element {
+                if let Element::Served(_, class) = element {
                     *self.0.entry(*class).or_default() += step;
                 }
             }
@@ -244,26 +245,39 @@ pub fn backend(port: &PlannedPort) -> Backend {
     Backend { cluster_ip: port.cluster_ip, protocol: port.protocol, port: port.port }
 }
 
+/// The addresses and ports under which a service port is reached.
+pub fn fronts(port: &PlannedPort) -> impl Iterator<Item = Front> + '_ {
+    let addresses = std::iter::once(port.cluster_ip).chain(port.external_addresses());
+    let addresses = addresses.map(|address| Front::Address(address, port.protocol, port.port));
+    addresses.chain(port.node_port.map(|number| Front::NodePort(port.protocol, number)))
+}
+
 /// What one service port adds to the table.
 #[derive(Default)]
 struct Contribution {
     /// Each front belongs to one service port only.
     fronts: BTreeMap<Front, Vec<Element>>,
-    endpoints: Vec<Element>,
     /// Others may add the same.
     shared: BTreeSet<Element>,
+    /// The endpoints to which clients of a front may stay.
+    clients: BTreeSet<(Front, IpAddr, u16)>,
 }
 
 impl Contribution {
     fn of(port: &PlannedPort) -> Self {
         let mut contribution = Self::default();
         contribution.shared.insert(Element::ClusterIp(port.cluster_ip));
+        let local = port.cluster.iter().chain(&port.local).filter(|target| target.local);
+        contribution.shared.extend(local.map(|target| Element::Hairpin(target.address)));
         contribution.internal(port);
         if port.externally_accessible() {
             contribution.external(port);
         }
-        contribution.targets(port, Scope::Cluster, &port.cluster);
-        contribution.targets(port, Scope::Local, &port.local);
+        if port.affinity.is_some() {
+            let targets = port.targets();
+            let stay = |front| targets.iter().map(move |target| (front, target.address, target.port));
+            contribution.clients = fronts(port).flat_map(stay).collect();
+        }
         contribution
     }
 
@@ -277,14 +291,9 @@ impl Contribution {
 
     fn external(&mut self, port: &PlannedPort) {
         let route = if port.external_local { Route::ExternalLocal } else { Route::Cluster };
-        for address in port.external_addresses() {
-            let front = Front::Address(address, port.protocol, port.port);
-            let class = class(port, route, false, !port.external_local);
-            self.front(port, front, port.served.then_some(class), port.external);
-        }
-        if let Some(number) = port.node_port {
-            let class = class(port, route, true, !port.external_local);
-            let front = Front::NodePort(port.protocol, number);
+        for front in fronts(port).skip(1) {
+            let node_port = matches!(front, Front::NodePort(..));
+            let class = class(port, route, node_port, !port.external_local);
             self.front(port, front, port.served.then_some(class), port.external);
         }
         if let Some(ranges) = &port.source_ranges {
@@ -295,13 +304,24 @@ impl Contribution {
     }
 
     fn front(&mut self, port: &PlannedPort, front: Front, class: Option<Class>, disposition: Disposition) {
-        let served = class.map(|class| Element::Served(front, backend(port), class));
-        let refusal = match disposition {
+        if self.fronts.contains_key(&front) {
+            return;
+        }
+        let mut elements = Vec::new();
+        elements.extend(class.map(|class| Element::Served(front, class)));
+        elements.extend(match disposition {
             Disposition::Forward => None,
             Disposition::Drop => Some(Element::Silent(front)),
             Disposition::Reject => Some(Element::Refused(front)),
-        };
-        self.fronts.entry(front).or_insert_with(|| served.into_iter().chain(refusal).collect());
+        });
+        if let Some(class) = class {
+            let lists = [(Scope::Cluster, &port.cluster, class.cluster), (Scope::Local, &port.local, class.local)];
+            for (scope, targets, count) in lists {
+                let places = (0..count).zip(targets);
+                elements.extend(places.map(|(place, t)| Element::Endpoint(scope, front, place, (t.address, t.port))));
+            }
+        }
+        self.fronts.insert(front, elements);
     }
 
     /// A node that talks to the address of its own load balancer may have that address as its source.
@@ -310,20 +330,6 @@ impl Contribution {
         let allowed = IpNet::aggregate(&allowed).into_iter().map(|net| Element::Allowed(front, net));
         let guards = std::iter::once(Element::Guarded(front)).chain(allowed);
         self.fronts.entry(front).or_default().extend(guards);
-    }
-
-    fn targets(&mut self, port: &PlannedPort, scope: Scope, targets: &[Target]) {
-        let backend = backend(port);
-        for (index, target) in targets.iter().take(Class::MOST_ENDPOINTS as usize).enumerate() {
-            let to = (target.address, target.port);
-            self.endpoints.push(Element::Endpoint(scope, backend, index as u32, to));
-            if port.affinity.is_some() {
-                self.endpoints.push(Element::Sticky(scope, backend, to));
-            }
-            if target.local {
-                self.shared.insert(Element::Hairpin(target.address));
-            }
-        }
     }
 }
 

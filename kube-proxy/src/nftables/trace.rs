@@ -151,10 +151,6 @@ impl Tracer<'_> {
                 let element = InstalledElement { data, key_end: None };
                 self.table.sets.entry(*map).or_default().entry(key).or_insert(element);
             }
-            Step::Forget { map, key, .. } => {
-                let key = self.key(*map, *key);
-                self.table.sets.entry(*map).or_default().remove(&key);
-            }
             Step::Dnat { address, port } => {
                 let port = self.load(*port, 2);
                 let address = self.load(*address, self.words());

@@ -1,6 +1,7 @@
 //! Steps of a transaction as netlink messages, and the kernel behind them. The numbers are those of
 //! `linux/netfilter/nf_tables.h`; names beside them say which.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use nix::errno::Errno;
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::backend::Kernel;
 use super::chains::Hook;
-use super::installed::Installed;
+use super::installed::{Installed, InstalledElement};
 use super::rule::{Fact, Register, Rule, Step};
 use super::schema::{Data, Field, SetName};
 use super::table::Op;
@@ -103,6 +104,10 @@ impl Kernel for NetlinkKernel {
 
     fn read(&mut self, family: Family) -> Result<Option<Installed>, KernelError> {
         installed::read(&mut self.socket, family)
+    }
+
+    fn elements(&mut self, family: Family, set: SetName) -> Result<HashMap<Vec<u8>, InstalledElement>, KernelError> {
+        installed::elements(&mut self.socket, family, set)
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {
@@ -321,7 +326,7 @@ fn step_name(step: &Step) -> &'static str {
         Step::Compare { .. } => "cmp",
         Step::InSet { .. } | Step::LookUp { .. } | Step::Dispatch { .. } => "lookup",
         Step::Random { .. } => "numgen",
-        Step::Remember { .. } | Step::Forget { .. } => "dynset",
+        Step::Remember { .. } => "dynset",
         Step::Dnat { .. } => "nat",
         Step::Masquerade => "masq",
         Step::Reject => "reject",
@@ -371,10 +376,13 @@ fn step_data(d: &mut Builder, step: &Step, family: Family) {
             d.number(3, 1);
         }
         Step::Remember { map, key, data, seconds } => {
-            client(d, *map, 1, *key, *data);
+            // NFT_DYNSET_OP_UPDATE
+            d.text(1, map.as_str());
+            d.number(3, 1);
+            d.number(4, register(*key));
+            d.number(5, register(*data));
             d.long(6, u64::from(*seconds) * 1000);
         }
-        Step::Forget { map, key, data } => client(d, *map, 2, *key, *data),
         Step::Dnat { address, port } => {
             d.number(1, 1);
             d.number(2, u32::from(family_number(family)));
@@ -418,13 +426,6 @@ fn look_up(d: &mut Builder, map: SetName, key: Register, to: u32) {
     d.text(1, map.as_str());
     d.number(2, register(key));
     d.number(3, to);
-}
-
-fn client(d: &mut Builder, map: SetName, operation: u32, key: Register, data: Register) {
-    d.text(1, map.as_str());
-    d.number(3, operation);
-    d.number(4, register(key));
-    d.number(5, register(data));
 }
 
 fn immediate(d: &mut Builder, code: i32, chain: Option<&str>) {
