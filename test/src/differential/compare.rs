@@ -77,6 +77,13 @@ impl Body {
     }
 }
 
+/// Where two values differ.
+pub fn trees(case: &str, ours: &Value, upstream: &Value) -> Vec<Difference> {
+    let mut found = Found { case, list: Vec::new() };
+    found.trees("", ours, upstream);
+    found.list
+}
+
 /// What differs, at most one entry for each place.
 pub fn differences(case: &str, ours: &Plain, upstream: &Plain) -> Vec<Difference> {
     let mut found = Found { case, list: Vec::new() };

@@ -66,7 +66,7 @@ fn replacements(value: &Value) -> Vec<Option<Value>> {
     let mut all = vec![None];
     match value {
         Value::String(text) => {
-            all.extend(["", "Bad_Value!", "a b/c"].map(|text| Some(text.into())));
+            all.extend(["", "Bad_Value!/ x"].map(|text| Some(text.into())));
             all.push(Some("x".repeat(300).into()));
             all.push(Some(7.into()));
             // Another well-formed value: what may not change must say so.

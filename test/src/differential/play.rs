@@ -391,7 +391,7 @@ async fn ask(client: &Client, request: &Request) -> Result<Answer> {
 }
 
 /// Asks until several answers in a row have the same revision.
-async fn settle(client: &Client, request: &Request) -> Result<()> {
+pub async fn settle(client: &Client, request: &Request) -> Result<()> {
     const ENOUGH: usize = 4;
     const MOST: usize = 40;
     const PAUSE: Duration = Duration::from_millis(40);
