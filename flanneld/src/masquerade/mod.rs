@@ -96,11 +96,14 @@ pub async fn keep(firewall: Firewall, rules: Rules, every: Option<Duration>) {
     let mut since = tokio::time::Instant::now();
     loop {
         let due = since.elapsed() >= every;
-        report(watched.look(due).await);
+        let looked = watched.look(due).await;
+        // What went wrong will hardly be right a second later.
+        let pause = if looked.is_ok() { LOOK.min(every) } else { LEGACY_RESYNC.min(every) };
+        report(looked);
         if due {
             since = tokio::time::Instant::now();
         }
-        tokio::time::sleep(LOOK.min(every)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
