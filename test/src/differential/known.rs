@@ -51,7 +51,7 @@ pub fn judge(known: &[Known], found: Vec<Difference>, whole: bool) -> Verdict {
     let all = found.len();
     for difference in found {
         let mut explained = false;
-        for (known, used) in known.iter().zip(&mut used).filter(|(known, _)| known.explains(&difference)) {
+        for (_, used) in known.iter().zip(&mut used).filter(|(known, _)| known.explains(&difference)) {
             *used = true;
             explained = true;
         }
