@@ -103,7 +103,7 @@ impl Server {
         let user = UserInfo::server();
         let call = self.call(&user, gvr, namespace, name, "")?;
         let stored = verbs::get::get(&call, None).await?;
-        Ok(call.resource.present(&call.served, stored.value()))
+        call.resource.present(&call.served, stored.value())
     }
 
     /// Creates the object; the answer is what is stored.
@@ -116,7 +116,7 @@ impl Server {
     ) -> Result<Value> {
         let call = self.call(user, gvr, namespace, object.name(), "")?;
         let written = verbs::create::create(&call, object).await?;
-        Ok(call.resource.present(&call.served, written.object))
+        call.resource.present(&call.served, written.object)
     }
 
     pub async fn update(
@@ -149,7 +149,7 @@ impl Server {
     ) -> Result<Value> {
         let call = self.call(user, gvr, namespace, object.name(), subresource)?;
         let written = verbs::update::update(&call, object).await?;
-        Ok(call.resource.present(&call.served, written.object))
+        call.resource.present(&call.served, written.object)
     }
 
     /// Deletes the object with the kind's defaults.
@@ -173,7 +173,7 @@ impl Server {
     ) -> Result<Value> {
         let call = self.call(user, gvr, namespace, name, "")?;
         let deleted = verbs::delete::delete(&call, options).await?;
-        Ok(verbs::delete::answer(&call, &deleted))
+        verbs::delete::answer(&call, &deleted)
     }
 
     /// Changes the object as `change` says, again and again until nobody else was faster. `change` sees and returns
@@ -194,7 +194,7 @@ impl Server {
             Ok(Made { object, managed: false })
         })
         .await?;
-        Ok(call.resource.present(&call.served, written.object))
+        call.resource.present(&call.served, written.object)
     }
 
     fn call<'a>(

@@ -42,7 +42,7 @@ impl Conditions {
         if self.is_empty() {
             return Ok(true);
         }
-        self.hold_in(&scope_of(request, resource, served))
+        self.hold_in(&scope_of(request, resource, served)?)
     }
 
     pub fn hold_in(&self, scope: &Scope) -> Result<bool, String> {
@@ -62,11 +62,15 @@ impl Conditions {
 }
 
 /// `object`, `oldObject` and `request` of a request in the given version.
-pub fn scope_of(request: &AdmissionRequest<'_>, resource: &Arc<Resource>, served: &Arc<Served>) -> Scope {
-    let shown = |object: &Value| review::presented(resource, served, object);
+pub fn scope_of(
+    request: &AdmissionRequest<'_>,
+    resource: &Arc<Resource>,
+    served: &Arc<Served>,
+) -> Result<Scope, String> {
+    let shown = |object: &Value| review::presented(resource, served, object).map_err(|status| status.message);
     let mut scope = Scope::default();
-    scope.set_json("object", &shown(request.object));
-    scope.set_json("oldObject", &request.old.map_or(Value::Null, shown));
+    scope.set_json("object", &shown(request.object)?);
+    scope.set_json("oldObject", &request.old.map(shown).transpose()?.unwrap_or_default());
     scope.set_json("request", &review::describe_without_objects(served, request));
-    scope
+    Ok(scope)
 }

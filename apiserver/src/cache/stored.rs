@@ -41,6 +41,8 @@ pub struct Extracted {
     pub deleting: bool,
     /// The kind's selectable fields, in the order in which its strategy names them.
     pub fields: Box<[Box<str>]>,
+    /// The version that the object is stored in, when it is not the storage version and that matters.
+    pub stored_as: Option<Box<str>>,
 }
 
 /// Names of selectable fields, each with the dotted paths of what it stands for.
@@ -60,6 +62,8 @@ pub struct KindInfo {
     pub indexed: Option<usize>,
     /// Of a custom resource whose schema has defaults: they also apply to what was stored before they were declared.
     pub defaults: Option<Defaults>,
+    /// Another server converts between the versions, so that it matters which one an object was stored in.
+    pub converted: bool,
 }
 
 /// A schema with defaults, and the text that it was made from, which tells it from others.
@@ -118,8 +122,13 @@ impl Stored {
     fn from_json(kind: &Arc<KindInfo>, key: &str, json: &[u8], revision: u64) -> Result<Self, DecodeStoredError> {
         let mut body = Vec::with_capacity(json.len() + 32);
         let mut meta = None;
+        let mut stored_as = None;
         for member in scan::members(json)? {
             let member = member?;
+            if kind.converted && member.key == b"apiVersion" {
+                let version = serde_json::from_slice::<Box<str>>(member.value).ok();
+                stored_as = version.filter(|version| **version != *kind.api_version);
+            }
             if matches!(member.key, b"kind" | b"apiVersion") {
                 continue;
             }
@@ -135,6 +144,7 @@ impl Stored {
             }
         }
         let mut meta = meta.ok_or(DecodeStoredError::NoMetadata)?;
+        meta.stored_as = stored_as;
         meta.fields = kind
             .fields
             .iter()
@@ -201,7 +211,8 @@ impl Stored {
             Map::new()
         });
         map.insert("kind".into(), self.kind.kind.as_str().into());
-        map.insert("apiVersion".into(), self.kind.api_version.as_str().into());
+        let api_version = self.meta.stored_as.as_deref().unwrap_or(&self.kind.api_version);
+        map.insert("apiVersion".into(), api_version.into());
         Value::Object(map)
     }
 
@@ -335,6 +346,7 @@ mod tests {
     fn the_header_goes_and_the_revision_comes_in() {
         let kind = Arc::new(KindInfo {
             defaults: None,
+            converted: false,
             kind: "Pod".into(),
             api_version: "v1".into(),
             fields: vec![

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use apimachinery::schema::Schema;
-use apimachinery::status::FieldError;
+use apimachinery::status::{FieldError, Result, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::conversion::Converter;
 use super::json_path::JsonPath;
 use super::validation::Validator;
 use crate::registry::object::ObjectExt;
@@ -32,6 +33,8 @@ pub struct CustomResource {
     pub scale: Option<Arc<CustomScale>>,
     /// By `apiVersion`.
     pub columns: HashMap<String, Vec<Printed>>,
+    pub converter: Option<Converter>,
+    pub storage_version: String,
 }
 
 impl CustomResource {
@@ -79,6 +82,22 @@ impl Strategy for CustomResource {
 
     fn allow_unconditional_update(&self) -> bool {
         false
+    }
+
+    fn to_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        self.from_storage(&self.storage_version, obj)
+    }
+
+    fn from_storage(&self, version: &str, obj: Value) -> Result<Value> {
+        let converted = self.all_from_storage(version, vec![obj])?;
+        converted.into_iter().next().ok_or_else(|| Status::internal("a conversion lost its object"))
+    }
+
+    fn all_from_storage(&self, version: &str, objects: Vec<Value>) -> Result<Vec<Value>> {
+        match &self.converter {
+            Some(converter) => converter.convert(objects, version),
+            None => Ok(objects),
+        }
     }
 
     fn subresource(&self, name: &str) -> Option<Subresource> {

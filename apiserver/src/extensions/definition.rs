@@ -8,11 +8,12 @@ use apimachinery::meta::{GroupResource, GroupVersionKind, GroupVersionResource};
 use apimachinery::schema::{Schema, SchemaError};
 use serde_json::{Value, json};
 
+use super::conversion::Converter;
 use super::custom_resource::{CustomResource, CustomStatus, Printed};
 use super::json_path::JsonPath;
 use super::validation::{PatternError, Validator};
 use crate::cache::stored::Defaults;
-use crate::cache::{KindInfo, ResourceCache};
+use crate::cache::{Caches, KindInfo, ResourceCache};
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::CustomScale;
 use crate::registry::{Names, Resource, SchemaRef, Served, ServedSubresource, StrategyRef, header};
@@ -43,7 +44,7 @@ pub struct Definition {
 }
 
 impl Definition {
-    pub fn read(definition: &Value) -> Result<Self, DefinitionError> {
+    pub fn read(definition: &Value, services: &Arc<Caches>) -> Result<Self, DefinitionError> {
         let spec = &definition["spec"];
         let group = spec.str_at(&["group"]).to_owned();
         let plural = spec.str_at(&["names", "plural"]).to_owned();
@@ -68,6 +69,8 @@ impl Definition {
             has_status: stored["subresources"]["status"].is_object(),
             scale: scale_of(stored),
             columns,
+            converter: Converter::read(spec, services),
+            storage_version: storage.version.to_string(),
         };
         Ok(Self {
             group_resource: GroupResource::new(group, plural),
@@ -78,6 +81,7 @@ impl Definition {
                 fields: selectable(stored),
                 aliases: &[],
                 indexed: None,
+                converted: strategy.converter.is_some(),
                 defaults: schema
                     .clone()
                     .filter(|_| has_defaults(&stored["schema"]))

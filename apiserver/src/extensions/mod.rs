@@ -2,6 +2,7 @@
 //! and whether they are served, keeps the registry in step, and clears away the objects of one that is deleted.
 
 pub mod aggregation;
+mod conversion;
 mod custom_resource;
 mod definition;
 mod json_path;
@@ -140,8 +141,8 @@ async fn install(server: &Arc<Server>, installed: &mut HashMap<String, Installed
     if installed.get(name).is_some_and(|known| known.spec == object["spec"]) {
         return Ok(());
     }
-    let definition =
-        Definition::read(object).map_err(|error| Status::internal(apimachinery::process::error_chain(&error)))?;
+    let definition = Definition::read(object, &server.caches)
+        .map_err(|error| Status::internal(apimachinery::process::error_chain(&error)))?;
     let (group, resource) =
         (definition.group_resource.group.to_string(), definition.group_resource.resource.to_string());
     let known = server.caches.get(&group, &resource).filter(|cache| **cache.kind() == definition.kind);

@@ -23,6 +23,7 @@ pub mod table;
 pub mod upgrade;
 pub mod version;
 pub mod watch;
+pub mod webhook;
 
 pub use request_info::RequestInfo;
 

@@ -40,6 +40,7 @@ impl Renderer {
         self.format.encoding == Encoding::Json
             && self.format.shape == Shape::Object
             && self.served.gvk == self.resource.storage
+            && !self.resource.cache.kind().converted
     }
 
     /// The protobuf messages that the cache keeps can be sent.
@@ -63,7 +64,7 @@ impl Renderer {
         {
             return Ok(ok(Encoding::Protobuf, full(bytes)));
         }
-        self.value(self.shaped(object), StatusCode::OK)
+        self.value(self.shaped(object)?, StatusCode::OK)
     }
 
     /// `{header,body}`.
@@ -76,9 +77,9 @@ impl Renderer {
     }
 
     /// The object in the version and shape that was asked for.
-    pub fn shaped(&self, object: &Stored) -> Value {
+    pub fn shaped(&self, object: &Stored) -> Result<Value> {
         match self.format.shape {
-            Shape::Metadata(version) => table::partial_of(object, version),
+            Shape::Metadata(version) => Ok(table::partial_of(object, version)),
             Shape::Object => self.resource.present(&self.served, object.value()),
             Shape::Table(version) => {
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
@@ -94,17 +95,17 @@ impl Renderer {
         metadata: Value,
         objects: impl Iterator<Item = &'a Stored>,
         columns: bool,
-    ) -> Value {
-        let objects = objects.map(|object| self.resource.present(&self.served, object.value()));
+    ) -> Result<Value> {
+        let objects = self.resource.present_all(&self.served, objects.map(Stored::value).collect())?.into_iter();
         let api_version = self.served.gvk.api_version();
         let columns = columns.then_some(api_version.as_str());
-        table::table(&*self.resource.strategy, version, metadata, objects, self.include, columns)
+        Ok(table::table(&*self.resource.strategy, version, metadata, objects, self.include, columns))
     }
 
     /// The answer to a write. `text` is the object in the storage version, when there is one.
     pub fn written(&self, object: Value, text: Option<Bytes>, code: StatusCode) -> Result<Response> {
         let Some(text) = text.filter(|_| self.is_verbatim()) else {
-            return self.object(self.resource.present(&self.served, object), code);
+            return self.object(self.resource.present(&self.served, object)?, code);
         };
         let mut response = self.sized(Encoding::Json, text)?;
         *response.status_mut() = code;
@@ -152,7 +153,7 @@ impl Renderer {
         }
         let items = list.items.iter().map(|object| &**object);
         match self.format.shape {
-            Shape::Table(version) => self.value(self.table(version, metadata, items, true), StatusCode::OK),
+            Shape::Table(version) => self.value(self.table(version, metadata, items, true)?, StatusCode::OK),
             Shape::Metadata(version) => {
                 let items: Vec<Value> = items.map(|object| table::partial_of(object, version)).collect();
                 let value = json!({
@@ -164,8 +165,7 @@ impl Renderer {
                 self.value(value, StatusCode::OK)
             }
             Shape::Object => {
-                let items: Vec<Value> =
-                    items.map(|object| self.resource.present(&self.served, object.value())).collect();
+                let items = self.resource.present_all(&self.served, items.map(Stored::value).collect())?;
                 self.value_list(&metadata, items)
             }
         }

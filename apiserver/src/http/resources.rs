@@ -328,7 +328,7 @@ impl Request<'_> {
         call_options.dry_run = options.dry_run;
         let call = Call { options: call_options, ..self.call_again() };
         let deleted = verbs::delete::delete(&call, &options).await?;
-        let answer = verbs::delete::answer(&call, &deleted);
+        let answer = verbs::delete::answer(&call, &deleted)?;
         if answer.kind() == "Status" {
             return self.respond(&answer, StatusCode::OK);
         }
@@ -349,7 +349,7 @@ impl Request<'_> {
         call_options.dry_run = options.dry_run;
         let call = Call { options: call_options, ..self.call_again() };
         let deleted = verbs::delete::delete_collection(&call, &list.items, &options).await?;
-        let items = deleted.into_iter().map(|object| self.call.resource.present(&self.call.served, object)).collect();
+        let items = self.call.resource.present_all(&self.call.served, deleted)?;
         let metadata = json!({"resourceVersion": list.revision.to_string()});
         Ok(self.renderer.value_list(&metadata, items)?.into())
     }

@@ -241,7 +241,10 @@ impl Stream {
             }
             _ => self.renderer.shaped(object),
         };
-        put_event(out, self.renderer.format.encoding, name, &value);
+        match value {
+            Ok(value) => put_event(out, self.renderer.format.encoding, name, &value),
+            Err(status) => put_event(out, self.renderer.format.encoding, "ERROR", &status.to_json()),
+        }
     }
 
     fn put_bookmark(&mut self, out: &mut BytesMut, revision: u64, initial_end: bool) {

@@ -128,7 +128,7 @@ mod tests {
     fn conversions_bring_objects_back() {
         for (group, resource, strategy) in KINDS {
             let obj = json!({"apiVersion": "v1", "metadata": {"name": "a"}, "spec": {"maxReplicas": 1}, "reason": "x", "message": "y"});
-            let back = strategy.to_storage("v1", strategy.from_storage("v1", obj.clone()));
+            let back = strategy.to_storage("v1", strategy.from_storage("v1", obj.clone()).unwrap()).unwrap();
             let without_type = |mut value: Value| {
                 value.as_object_mut().unwrap().remove("apiVersion");
                 value

@@ -37,10 +37,11 @@ use std::sync::Arc;
 
 use apimachinery::meta::{GroupKind, GroupResource, GroupVersionKind, GroupVersionResource};
 use apimachinery::schema::{ApiResource, Schema};
+use apimachinery::status::Result;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
-use crate::cache::{Caches, KindInfo, ResourceCache};
+use crate::cache::{Caches, KindInfo, ResourceCache, Stored};
 use object::ObjectExt;
 use strategy::Strategy;
 
@@ -152,24 +153,40 @@ impl Resource {
     }
 
     /// From the storage version to the one asked for, header included.
-    pub fn present(&self, served: &Served, obj: Value) -> Value {
-        if served.gvk == self.storage {
-            return obj;
+    pub fn present(&self, served: &Served, obj: Value) -> Result<Value> {
+        if served.gvk == self.storage && !self.cache.kind().converted {
+            return Ok(obj);
         }
-        let mut obj = self.strategy.from_storage(&served.gvk.version, obj);
+        let mut obj = self.strategy.from_storage(&served.gvk.version, obj)?;
         obj.set_gvk(&served.gvk);
-        obj
+        Ok(obj)
+    }
+
+    /// The same for many at once, which is cheaper where another server converts.
+    pub fn present_all(&self, served: &Served, objects: Vec<Value>) -> Result<Vec<Value>> {
+        if self.cache.kind().converted {
+            return self.strategy.all_from_storage(&served.gvk.version, objects);
+        }
+        objects.into_iter().map(|object| self.present(served, object)).collect()
+    }
+
+    /// A stored object as a tree in the storage version.
+    pub fn tree(&self, stored: &Stored) -> Result<Value> {
+        match self.cache.kind().converted {
+            true => self.strategy.from_storage(&self.storage.version, stored.value()),
+            false => Ok(stored.value()),
+        }
     }
 
     /// From the version of a request to the storage version, header included.
-    pub fn internalize(&self, served: &Served, mut obj: Value) -> Value {
+    pub fn internalize(&self, served: &Served, mut obj: Value) -> Result<Value> {
         if served.gvk != self.storage {
             // A body need not say what it is; conversions may look.
             obj.set_gvk(&served.gvk);
-            obj = self.strategy.to_storage(&served.gvk.version, obj);
+            obj = self.strategy.to_storage(&served.gvk.version, obj)?;
         }
         obj.set_gvk(&self.storage);
-        obj
+        Ok(obj)
     }
 }
 
@@ -243,6 +260,7 @@ fn builtin_resource(caches: &Caches, etcd_prefix: &str, apis: &[&'static ApiReso
         .collect();
     let kind = KindInfo {
         defaults: None,
+        converted: false,
         kind: storage.kind.to_string(),
         api_version: storage.api_version(),
         aliases: strategy.selectable_aliases(),

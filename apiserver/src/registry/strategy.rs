@@ -346,14 +346,19 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// From the version of the request to the version of the storage, for groups with several versions.
-    fn to_storage(&self, _version: &str, obj: Value) -> Value {
-        obj
+    fn to_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        Ok(obj)
     }
 
     /// From the version of the storage to `version`.
     #[allow(clippy::wrong_self_convention, reason = "the opposite of to_storage, of the object, not of self")]
-    fn from_storage(&self, _version: &str, obj: Value) -> Value {
-        obj
+    fn from_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        Ok(obj)
+    }
+
+    /// The same for many objects.
+    fn all_from_storage(&self, version: &str, objects: Vec<Value>) -> Result<Vec<Value>> {
+        objects.into_iter().map(|obj| self.from_storage(version, obj)).collect()
     }
 
     /// How long the store keeps the object.

@@ -15,7 +15,7 @@ const GENERATE_ATTEMPTS: usize = 8;
 
 /// Creates `object`, which is in the version of the request.
 pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
-    let mut object = call.resource.internalize(&call.served, object);
+    let mut object = call.resource.internalize(&call.served, object)?;
     if !object.resource_version().is_empty() && !call.options.dry_run {
         return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
     }
@@ -25,12 +25,12 @@ pub async fn create(call: &Call<'_>, object: Value) -> Result<Written> {
     }
     if let Some(handler) = call.resource.strategy.answers_create() {
         call.resource.strategy.default(&mut object);
-        call.manage_fields(&mut object, None, jiff::Timestamp::now());
+        call.manage_fields(&mut object, None, jiff::Timestamp::now())?;
         let answer = handler.handle(&call.cx(), "", "create", object).await?;
         return Ok(Written { object: answer, text: None, created: true, warnings: vec![] });
     }
     call.resource.strategy.default(&mut object);
-    call.manage_fields(&mut object, None, jiff::Timestamp::now());
+    call.manage_fields(&mut object, None, jiff::Timestamp::now())?;
     write(call, object).await
 }
 

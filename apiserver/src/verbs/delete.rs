@@ -151,7 +151,7 @@ pub async fn delete_collection(
 }
 
 /// The answer to a deletion: the object, or a success that names it.
-pub fn answer(call: &Call<'_>, deleted: &Deleted) -> Value {
+pub fn answer(call: &Call<'_>, deleted: &Deleted) -> Result<Value> {
     let group_resource = &call.resource.group_resource;
     let with_object = ANSWER_WITH_OBJECT
         .iter()
@@ -159,7 +159,7 @@ pub fn answer(call: &Call<'_>, deleted: &Deleted) -> Value {
     if !deleted.gone || with_object {
         return call.resource.present(&call.served, deleted.object.clone());
     }
-    Status::success(group_resource, &call.name, deleted.object.uid()).to_json()
+    Ok(Status::success(group_resource, &call.name, deleted.object.uid()).to_json())
 }
 
 fn decode(call: &Call<'_>, entry: &Entry) -> Result<Arc<Stored>> {
@@ -175,7 +175,7 @@ enum Attempt {
 
 async fn attempt(call: &Call<'_>, base: Option<&Arc<Stored>>, options: &DeleteOptions) -> Result<Attempt> {
     let Some(base) = base else { return Err(call.not_found(&call.name)) };
-    let mut old = base.value();
+    let mut old = call.resource.tree(base)?;
     check_preconditions(call, &old, options)?;
     call.admit(Operation::Delete, &call.name, &mut Value::Null, Some(&old)).await?;
     call.validate_admission(Operation::Delete, &call.name, &mut Value::Null, Some(&old)).await?;

@@ -158,8 +158,8 @@ impl<'a> Call<'a> {
     }
 
     /// Records who owns the fields of `object`, which is in the storage version, as is `old`.
-    fn manage_fields(&self, object: &mut Value, old: Option<&Value>, now: jiff::Timestamp) {
-        let Some(schema) = &self.served.schema else { return };
+    fn manage_fields(&self, object: &mut Value, old: Option<&Value>, now: jiff::Timestamp) -> Result<()> {
+        let Some(schema) = &self.served.schema else { return Ok(()) };
         let manager = Manager {
             name: &self.options.field_manager,
             api_version: &self.served.gvk.api_version(),
@@ -168,16 +168,18 @@ impl<'a> Call<'a> {
         };
         let reset = self.strategy().reset_fields();
         if self.served.gvk == self.resource.storage {
-            return apply::update_managed_fields(schema, old, object, &manager, reset);
+            apply::update_managed_fields(schema, old, object, &manager, reset);
+            return Ok(());
         }
         // Who owns what is said in the words of the version that was spoken.
-        let mut shown = self.resource.present(&self.served, object.clone());
-        let old = old.map(|old| self.resource.present(&self.served, old.clone()));
+        let mut shown = self.resource.present(&self.served, object.clone())?;
+        let old = old.map(|old| self.resource.present(&self.served, old.clone())).transpose()?;
         apply::update_managed_fields(schema, old.as_ref(), &mut shown, &manager, reset);
         match shown.metadata_mut().remove("managedFields") {
             Some(fields) => object.metadata_mut().insert("managedFields".into(), fields),
             None => object.metadata_mut().remove("managedFields"),
         };
+        Ok(())
     }
 
     /// Adds what upstream always prints, so that equal objects are equal trees.

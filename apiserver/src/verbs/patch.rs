@@ -37,7 +37,7 @@ pub async fn patch(call: &Call<'_>, patch: &Patch) -> Result<Written> {
 }
 
 fn patched(call: &Call<'_>, old: &Value, patch: &Patch, warnings: &mut Vec<String>) -> Result<Made> {
-    let mut object = call.resource.present(&call.served, old.clone());
+    let mut object = call.resource.present(&call.served, old.clone())?;
     match patch {
         Patch::Json(operations) => merge::json_patch(&mut object, operations).map_err(|error| unprocessable(&error))?,
         Patch::Merge(change) => merge::merge_patch(&mut object, change),
@@ -52,7 +52,7 @@ fn patched(call: &Call<'_>, old: &Value, patch: &Patch, warnings: &mut Vec<Strin
     }
     let object = recheck(call, object, warnings)?;
     check_identity(call, &object)?;
-    let mut object = call.resource.internalize(&call.served, object);
+    let mut object = call.resource.internalize(&call.served, object)?;
     metadata::set_namespace(&mut object, &call.namespace, call.resource.namespaced)?;
     call.resource.strategy.default(&mut object);
     Ok(Made { object, managed: false })
@@ -141,10 +141,10 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
     };
     let reset = call.strategy().reset_fields();
     update::change(call, &mut |old| {
-        let live = old.map(|old| call.resource.present(&call.served, old.clone()));
+        let live = old.map(|old| call.resource.present(&call.served, old.clone())).transpose()?;
         let merged =
             apply::apply(schema, live.as_ref(), &config, &manager, call.options.force, reset).map_err(apply_failed)?;
-        let mut object = call.resource.internalize(&call.served, merged);
+        let mut object = call.resource.internalize(&call.served, merged)?;
         call.resource.strategy.default(&mut object);
         Ok(Made { object, managed: true })
     })

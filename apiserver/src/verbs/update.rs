@@ -42,7 +42,7 @@ pub async fn update(call: &Call<'_>, object: Value) -> Result<Written> {
             call.name
         )));
     }
-    let mut object = call.resource.internalize(&call.served, object);
+    let mut object = call.resource.internalize(&call.served, object)?;
     metadata::set_namespace(&mut object, &call.namespace, call.resource.namespaced)?;
     call.resource.strategy.default(&mut object);
     change(call, &mut |_| Ok(Made { object: object.clone(), managed: false })).await
@@ -89,7 +89,7 @@ async fn attempt(call: &Call<'_>, base: Option<&Stored>, make: &mut Make<'_>) ->
     let Some(base) = base else {
         return attempt_create(call, make).await;
     };
-    let old = base.value();
+    let old = call.resource.tree(base)?;
     let made = make(Some(&old))?;
     let mut object = made.object;
     check_preconditions(call, &object, &old)?;
@@ -97,7 +97,7 @@ async fn attempt(call: &Call<'_>, base: Option<&Stored>, make: &mut Make<'_>) ->
     let cx = call.cx();
     metadata::fill_for_update(&mut object, &old);
     if !made.managed {
-        call.manage_fields(&mut object, Some(&old), cx.now);
+        call.manage_fields(&mut object, Some(&old), cx.now)?;
     }
     call.admit(Operation::Update, &call.name, &mut object, Some(&old)).await?;
     call.resource.strategy.default(&mut object);
@@ -127,7 +127,7 @@ async fn attempt_create(call: &Call<'_>, make: &mut Make<'_>) -> Result<Attempt>
     }
     metadata::set_namespace(&mut object, &call.namespace, call.resource.namespaced)?;
     if !made.managed {
-        call.manage_fields(&mut object, None, jiff::Timestamp::now());
+        call.manage_fields(&mut object, None, jiff::Timestamp::now())?;
     }
     call.resource.strategy.default(&mut object);
     match create::write(call, object).await {

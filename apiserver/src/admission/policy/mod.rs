@@ -187,14 +187,14 @@ impl<B> Policy<B> {
         request: &AdmissionRequest<'_>,
         resource: &Arc<Resource>,
         served: &Arc<Served>,
-    ) -> Scope {
-        let mut scope = conditions::scope_of(request, resource, served);
+    ) -> Result<Scope, String> {
+        let mut scope = conditions::scope_of(request, resource, served)?;
         let namespace = match request.namespace {
             "" => None,
             namespace => cached(server, "", "namespaces", "", namespace),
         };
         scope.set_json("namespaceObject", &namespace.unwrap_or_default());
-        scope
+        Ok(scope)
     }
 
     /// Adds the variables in their order. One that fails is left out: only expressions that use it fail with it.
@@ -229,7 +229,7 @@ impl<B> Policy<B> {
             (true, "") => request.namespace,
             (true, given) => given,
         };
-        let shown = |stored: &Stored| resource.present(served, stored.value());
+        let shown = |stored: &Stored| resource.present(served, stored.value()).map_err(|status| status.message);
         let name = reference.str_at(&["name"]);
         let found: Vec<Value> = if name.is_empty() {
             let selector = LabelSelector::from_json(&reference["selector"]).map_err(|error| error.to_string())?;
@@ -238,9 +238,9 @@ impl<B> Policy<B> {
                 .iter()
                 .filter(|object| selector.matches(|key| object.label(key)))
                 .map(|object| shown(object))
-                .collect()
+                .collect::<Result<_, _>>()?
         } else {
-            resource.cache.get(namespace, name).iter().map(|object| shown(object)).collect()
+            resource.cache.get(namespace, name).iter().map(|object| shown(object)).collect::<Result<_, _>>()?
         };
         if found.is_empty() && reference["parameterNotFoundAction"] != "Allow" {
             return Err("no params found for policy binding with `Deny` parameterNotFoundAction".into());

@@ -106,13 +106,14 @@ fn change_with(
     let policy = &bound.policy;
     for mutation in &policy.body.mutations {
         // Each mutation sees what those before it made.
-        let mut scope = policy.scope(server, request, &matched.resource, &matched.served);
+        let mut scope = policy.scope(server, request, &matched.resource, &matched.served)?;
         scope.set_json("params", params);
         policy.set_variables(&mut scope);
         if !policy.conditions.hold_in(&scope)? {
             return Ok(());
         }
         let object = review::presented(&matched.resource, &matched.served, request.object);
+        let object = object.map_err(|status| status.message)?;
         let changed = mutation.apply(matched, object, &scope)?;
         *request.object = review::restored(matched, changed)?;
     }

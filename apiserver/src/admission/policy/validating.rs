@@ -71,7 +71,7 @@ impl Plugin for ValidatingAdmissionPolicy {
 fn judge(server: &Arc<Server>, bound: &Bound<Vec<Validation>>, request: &AdmissionRequest<'_>) -> Result<()> {
     let policy = &bound.policy;
     let Some((resource, served)) = policy.matches.version(server, request)? else { return Ok(()) };
-    let mut scope = policy.scope(server, request, &resource, &served);
+    let mut scope = policy.scope(server, request, &resource, &served).map_err(Status::internal)?;
     for binding in &bound.bindings {
         if let Some(constraints) = &binding.matches
             && constraints.version(server, request)?.is_none()

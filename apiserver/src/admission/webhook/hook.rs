@@ -5,22 +5,14 @@ use std::time::Duration;
 
 use apimachinery::meta::GroupVersionResource;
 use apimachinery::status::{Result, Status};
-use base64::Engine;
 use serde_json::Value;
 
 use super::super::matching::{Rule, Selectors};
 use super::super::{AdmissionRequest, conditions};
+use crate::http::webhook::Target;
 use crate::registry::object::ObjectExt;
 use crate::registry::{Resource, Served};
 use crate::server::Server;
-
-/// How to reach a webhook.
-pub struct Target {
-    /// `https://NAME.NAMESPACE.svc:PORT/PATH`, or the given URL.
-    pub url: String,
-    /// PEM; nothing: the machine's authorities.
-    pub ca_bundle: Vec<u8>,
-}
 
 pub struct Hook {
     pub name: String,
@@ -74,12 +66,7 @@ impl Hook {
         let first = versions.iter().filter_map(Value::as_str).find(|version| matches!(*version, "v1" | "v1beta1"));
         Self {
             key: format!("{configuration}/{name}/{index}"),
-            target: Target {
-                url: url(&hook["clientConfig"]),
-                ca_bundle: base64::engine::general_purpose::STANDARD
-                    .decode(hook.str_at(&["clientConfig", "caBundle"]))
-                    .unwrap_or_default(),
-            },
+            target: Target::read(&hook["clientConfig"]),
             timeout: Duration::from_secs(seconds.unsigned_abs()),
             ignores_failure: hook["failurePolicy"] == "Ignore",
             wants_again: hook["reinvocationPolicy"] == "IfNeeded",
@@ -114,29 +101,11 @@ impl Hook {
     }
 }
 
-fn url(client: &Value) -> String {
-    let url = client.str_at(&["url"]);
-    if !url.is_empty() {
-        return url.to_owned();
-    }
-    let service = &client["service"];
-    let port = service.i64_at(&["port"]).unwrap_or(443);
-    let path = service.str_at(&["path"]).trim_start_matches('/');
-    format!("https://{}.{}.svc:{port}/{path}", service.str_at(&["name"]), service.str_at(&["namespace"]))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn services_have_names_of_their_own() {
-        let service = json!({"service": {"name": "hook", "namespace": "ns", "path": "/a", "port": 8443}});
-        assert_eq!(url(&service), "https://hook.ns.svc:8443/a");
-        assert_eq!(url(&json!({"url": "https://x/y"})), "https://x/y");
-    }
 
     #[test]
     fn defaults_are_upstreams() {

@@ -1,8 +1,7 @@
 //! Admission by webhooks: `MutatingAdmissionWebhook` asks one after another and applies the patches they answer with,
 //! `ValidatingAdmissionWebhook` asks all at once. Which are asked is decided in `hook`, what is said in `review`, how it
-//! travels in `call`. Nothing here knows what a resource means.
+//! travels in `http::webhook`. Nothing here knows what a resource means.
 
-mod call;
 pub mod hook;
 pub mod review;
 
@@ -16,8 +15,8 @@ use serde_json::Value;
 
 use super::{AdmissionRequest, Operation, Plugin};
 use crate::cache::Stored;
+use crate::http::webhook::{CallError, Clients};
 use crate::server::Server;
-use call::Clients;
 use hook::{Hook, Matched};
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -63,7 +62,7 @@ impl Hooks {
     }
 
     /// What a failed call means: the request fails, or goes on as if nobody had been asked.
-    fn failed(hook: &Hook, error: &call::CallError) -> Result<()> {
+    fn failed(hook: &Hook, error: &CallError) -> Result<()> {
         let error = apimachinery::process::error_chain(error);
         if hook.ignores_failure {
             tracing::warn!(webhook = hook.name, error, "a webhook failed and is ignored, as its failurePolicy says");

@@ -9,8 +9,8 @@ use base64::Engine;
 use serde_json::{Value, json};
 
 use super::super::{AdmissionRequest, Operation};
-use super::call::{CallError, Clients};
 use super::hook::{Hook, Matched};
+use crate::http::webhook::{CallError, Clients};
 use crate::registry::object::ObjectExt;
 use crate::registry::{Resource, Served};
 use crate::server::Server;
@@ -44,20 +44,20 @@ pub async fn ask(
     let review = json!({
         "kind": "AdmissionReview",
         "apiVersion": format!("admission.k8s.io/{}", hook.review_version),
-        "request": describe(&uid, matched, request),
+        "request": describe(&uid, matched, request).map_err(|status| CallError::Invalid { why: status.message })?,
     });
-    let answer = clients.post(server, hook, &review).await?;
+    let answer = clients.post(&server.caches, &hook.target, hook.timeout, &review).await?;
     read(&answer, &uid, hook)
 }
 
 /// The `request` of a review; conditions of webhooks and policies see the same.
-pub fn describe(uid: &str, matched: &Matched, request: &AdmissionRequest<'_>) -> Value {
+pub fn describe(uid: &str, matched: &Matched, request: &AdmissionRequest<'_>) -> Result<Value> {
     let shown = |object: &Value| presented(&matched.resource, &matched.served, object);
     let mut described = describe_without_objects(&matched.served, request);
     described["uid"] = uid.into();
-    described["object"] = shown(request.object);
-    described["oldObject"] = request.old.map_or(Value::Null, shown);
-    described
+    described["object"] = shown(request.object)?;
+    described["oldObject"] = request.old.map(shown).transpose()?.unwrap_or_default();
+    Ok(described)
 }
 
 /// Everything about a request but its id and its objects.
@@ -130,9 +130,9 @@ fn kind_of<'a>(served: &'a Served, request: &AdmissionRequest<'_>) -> &'a GroupV
 }
 
 /// The object in the given version; what is no object of the resource (`Binding`) as it is.
-pub fn presented(resource: &Resource, served: &Served, object: &Value) -> Value {
+pub fn presented(resource: &Resource, served: &Served, object: &Value) -> Result<Value> {
     if object.is_null() || object.kind() != &*resource.storage.kind {
-        return object.clone();
+        return Ok(object.clone());
     }
     resource.present(served, object.clone())
 }
@@ -142,7 +142,8 @@ pub fn patched(matched: &Matched, request: &AdmissionRequest<'_>, patch: &[u8]) 
     if request.object.is_null() {
         return Err("a webhook attempted to modify the object, which is not supported for this operation".into());
     }
-    let mut object = presented(&matched.resource, &matched.served, request.object);
+    let shown = presented(&matched.resource, &matched.served, request.object);
+    let mut object = shown.map_err(|status| status.message)?;
     apimachinery::merge::json_patch(&mut object, patch).map_err(|error| error.to_string())?;
     if object.kind() != &*matched.resource.storage.kind {
         return Ok(object);
@@ -156,7 +157,7 @@ pub fn restored(matched: &Matched, object: Value) -> std::result::Result<Value, 
     if let Some(schema) = &matched.served.schema {
         codec::conform(&mut decoded, schema).map_err(|error| error.to_string())?;
     }
-    let mut object = matched.resource.internalize(&matched.served, decoded.value);
+    let mut object = matched.resource.internalize(&matched.served, decoded.value).map_err(|status| status.message)?;
     matched.resource.strategy.default(&mut object);
     Ok(object)
 }

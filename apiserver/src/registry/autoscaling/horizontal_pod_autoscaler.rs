@@ -1,6 +1,6 @@
 //! `HorizontalPodAutoscaler`: scales a workload by metrics. Stored as `autoscaling/v2`; `v1` is a view of it.
 
-use apimachinery::status::FieldError;
+use apimachinery::status::{FieldError, Result};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -78,11 +78,11 @@ impl Strategy for HorizontalPodAutoscaler {
         (name == "status").then_some(Subresource::Update(&STATUS))
     }
 
-    fn to_storage(&self, _version: &str, obj: Value) -> Value {
-        conversion::from_v1(obj)
+    fn to_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        Ok(conversion::from_v1(obj))
     }
 
-    fn from_storage(&self, _version: &str, obj: Value) -> Value {
-        conversion::to_v1(obj)
+    fn from_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        Ok(conversion::to_v1(obj))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use apimachinery::status::FieldError;
+use apimachinery::status::{FieldError, Result};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -226,12 +226,12 @@ impl Strategy for NewerEvent {
         &[]
     }
 
-    fn to_storage(&self, _version: &str, obj: Value) -> Value {
-        to_core(obj)
+    fn to_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        Ok(to_core(obj))
     }
 
-    fn from_storage(&self, _version: &str, obj: Value) -> Value {
-        from_core(obj)
+    fn from_storage(&self, _version: &str, obj: Value) -> Result<Value> {
+        Ok(from_core(obj))
     }
 
     fn ttl(&self, server: &Server, obj: &Value) -> Option<Duration> {
