@@ -183,7 +183,19 @@ impl NetLab {
             "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
             "users": [{"name": "bench", "user": {}}],
         });
-        std::fs::write(self.kubeconfig(), kubeconfig.to_string()).context("cannot write a kubeconfig")
+        std::fs::write(self.kubeconfig(), kubeconfig.to_string()).context("cannot write a kubeconfig")?;
+        self.with_client(|client| async move {
+            let namespaces: kube::Api<k8s_openapi::api::core::v1::Namespace> = kube::Api::all(client);
+            let deadline = Instant::now() + START_LIMIT;
+            // The server makes it after it has begun to listen.
+            while let Err(error) = namespaces.get("default").await {
+                if Instant::now() > deadline {
+                    return Err(error).context("there is no namespace default");
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            Ok(())
+        })
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
