@@ -356,6 +356,11 @@ impl Watch {
         event.revision > self.after && self.selection.see(event).is_some()
     }
 
+    /// What all objects of the watch have in common.
+    pub fn kind(&self) -> &KindInfo {
+        &self.cache.kind
+    }
+
     /// A revision up to which, once `try_next` has answered `None`, nothing more will come.
     pub fn revision(&self) -> u64 {
         self.cache.revision().max(self.after)

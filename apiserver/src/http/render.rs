@@ -224,6 +224,7 @@ impl Renderer {
         while first.iter().map(Bytes::len).sum::<usize>() <= compress::THRESHOLD {
             match chunks.next() {
                 Some(chunk) => first.push(chunk),
+                None if first.len() == 1 => return ok(encoding, full(first.remove(0))),
                 None => return ok(encoding, stream_of(first.into_iter().map(Ok))),
             }
         }

@@ -54,6 +54,7 @@ pub fn respond(renderer: Renderer, watch: Watch, initial: Option<Snapshot>, opti
         columns_sent: false,
         ended: false,
         shutdown: options.shutdown,
+        shared: shared_frames(&renderer, &watch),
         renderer,
         watch,
     };
@@ -78,6 +79,19 @@ pub fn respond_error(renderer: &Renderer, status: &Status) -> Response {
     response
 }
 
+/// Which frames this watch has in common with others. Resources that share a cache may show its objects under names
+/// of their own; only the one that goes by the objects' name shares.
+fn shared_frames(renderer: &Renderer, watch: &Watch) -> Option<FrameKind> {
+    let (gvk, kind) = (&renderer.served.gvk, watch.kind());
+    if *gvk.kind != *kind.kind || gvk.api_version() != kind.api_version {
+        return None;
+    }
+    if renderer.is_verbatim() {
+        return Some(FrameKind::Json);
+    }
+    renderer.is_protobuf_verbatim().then_some(FrameKind::Protobuf)
+}
+
 fn initial_objects(snapshot: &Snapshot, watch: &Watch) -> VecDeque<Arc<Stored>> {
     let filter = watch.selection.filter();
     snapshot.objects.values().filter(|object| filter.matches(object)).cloned().collect()
@@ -93,6 +107,7 @@ struct Stream {
     columns_sent: bool,
     ended: bool,
     shutdown: CancellationToken,
+    shared: Option<FrameKind>,
 }
 
 enum Wake {
@@ -187,15 +202,11 @@ impl Stream {
 
     /// The event as all watchers get it who see it alike; `None` for those who want something of their own.
     fn shared_frame(&mut self, delivery: &Delivery) -> Option<Bytes> {
+        let kind = self.shared?;
         let seen = self.watch.selection.see(delivery)?;
         if seen == Seen::Deleted && !delivery.deleted {
             return None;
         }
-        let kind = match () {
-            () if self.renderer.is_verbatim() => FrameKind::Json,
-            () if self.renderer.is_protobuf_verbatim() => FrameKind::Protobuf,
-            () => return None,
-        };
         Some(delivery.frame(kind, seen, || {
             let mut out = BytesMut::with_capacity(delivery.object.body.len() + 256);
             self.put(&mut out, seen.name(), &delivery.object);

@@ -105,7 +105,12 @@ pub fn encode_list(gvk: &GroupVersionKind, list_meta: &Value, items: &[&Value]) 
     let schema = builtin().kind(gvk).ok_or_else(|| unknown_kind(&api_version, &gvk.kind))?;
     let item = schema.child("items").and_then(Schema::item).ok_or_else(|| unknown_kind(&api_version, &gvk.kind))?;
     let messages = items.iter().map(|value| encode::message(item, value)).collect::<Result<Vec<_>, _>>()?;
-    encode_list_of_messages(gvk, list_meta, messages.iter().map(Vec::as_slice))
+    let (mut out, end) = list_frame(gvk, list_meta, messages.iter().map(Vec::len))?;
+    for message in &messages {
+        wire::bytes_field(&mut out, 2, message);
+    }
+    out.extend_from_slice(end);
+    Ok(out)
 }
 
 /// What comes before and after the items of a list in its envelope, so that the items need not be gathered: each goes
@@ -131,23 +136,6 @@ pub fn item_prefix(length: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(6);
     wire::bytes_start(&mut out, 2, length);
     out
-}
-
-/// Encodes a list from items that [`encode_message`] made earlier.
-pub fn encode_list_of_messages<'a>(
-    gvk: &GroupVersionKind,
-    list_meta: &Value,
-    items: impl Iterator<Item = &'a [u8]>,
-) -> Result<Vec<u8>, ProtoError> {
-    let api_version = gvk.api_version();
-    let schema = builtin().kind(gvk).ok_or_else(|| unknown_kind(&api_version, &gvk.kind))?;
-    let mut head = Map::new();
-    head.insert("metadata".into(), list_meta.clone());
-    let mut body = encode::message(schema, &Value::Object(head))?;
-    for item in items {
-        wire::bytes_field(&mut body, 2, item);
-    }
-    Ok(encode::envelope(&api_version, &gvk.kind, &body))
 }
 
 /// Encodes a `WatchEvent` without an envelope and without the four length bytes that frame it in a stream; the object
