@@ -211,6 +211,13 @@ fn validate_owners(obj: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// Kinds of Kubernetes itself want a domain in the name of a finalizer; kinds that extend it never did.
+fn names_finalizers_strictly(obj: &Value) -> bool {
+    let group = obj.api_version().split_once('/').map_or("", |(group, _)| group);
+    let extends = matches!(group, "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io");
+    !extends && apimachinery::schema::builtin().groups().iter().any(|known| known.name == group)
+}
+
 fn validate_finalizers(obj: &Value) -> Vec<FieldError> {
     let finalizers = obj.finalizers();
     let field = "metadata.finalizers";
@@ -218,7 +225,7 @@ fn validate_finalizers(obj: &Value) -> Vec<FieldError> {
         .iter()
         .flat_map(|name| validation::is_qualified_name(name).into_iter().map(|m| FieldError::invalid(field, *name, m)))
         .collect();
-    for (index, name) in finalizers.iter().enumerate() {
+    for (index, name) in finalizers.iter().enumerate().filter(|_| names_finalizers_strictly(obj)) {
         if !name.contains('/') && !STANDARD_FINALIZERS.contains(name) {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(format!("{field}[{index}]"), *name, detail));
@@ -234,6 +241,16 @@ fn validate_finalizers(obj: &Value) -> Vec<FieldError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finalizers_of_built_in_kinds_need_a_domain() {
+        let complaints = |api_version: &str| {
+            let obj = json!({"apiVersion": api_version, "metadata": {"finalizers": ["cleanup.example.com"]}});
+            validate_finalizers(&obj).len()
+        };
+        let found = ["v1", "apps/v1", "apiextensions.k8s.io/v1", "example.com/v1"].map(complaints);
+        assert_eq!(found, [1, 1, 0, 0]);
+    }
 
     #[test]
     fn names_are_generated_within_the_limit() {
