@@ -24,11 +24,15 @@ pub static CLUSTER_TRUST_BUNDLE: Declared = Declared::new(Shape::Plain)
         vec![name(obj), text_or(obj, &["spec", "signerName"], NONE)]
     });
 
+/// In seconds.
+const DAY: i64 = 86_400;
+
 static POD_REQUEST_STATUS: StatusOf =
     StatusOf::new().keeping(ALL_METADATA).validated(validation::certificates::pod_request_status);
 
 /// A pod's wish for a certificate; what was asked for never changes.
 pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
+    .defaults(|obj| obj.set_default(&["spec", "maxExpirationSeconds"], DAY))
     .updated_by_version()
     .update_rules(validation::certificates::pod_request_update)
     .status(&POD_REQUEST_STATUS)
