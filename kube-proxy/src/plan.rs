@@ -101,17 +101,19 @@ pub struct Changed {
 /// Decides for one service.
 pub fn plan(entry: &Entry, node: &Node, node_name: &str) -> ServicePlan {
     let mut result = ServicePlan::default();
+    let slices = |family| entry.slices.values().filter(move |slice| slice.family == family);
     for service in &entry.families {
         let family = Family::of(service.cluster_ip);
-        let first = result.ports.len();
         for port in &service.ports {
-            let candidates = candidates(entry.slices.values().filter(|slice| slice.family == family), port);
+            let candidates = candidates(slices(family), port);
             let here = Here { node, node_name };
             result.ports.push(plan_port(here, service, port, &candidates));
         }
         if let Some(node_port) = service.health_check_node_port.filter(|_| service.external_local) {
-            let local = result.ports[first..].iter().flat_map(|port| &port.local);
-            let addresses: BTreeSet<IpAddr> = local.map(|target| target.address).collect();
+            let endpoints = slices(family).flat_map(|slice| &slice.endpoints);
+            // Not those that terminate: load balancers should go elsewhere before they are gone.
+            let addresses: BTreeSet<IpAddr> =
+                endpoints.filter(|endpoint| endpoint.local && endpoint.ready).map(|e| e.address).collect();
             let before = result.health_check.map_or(0, |check| check.local_endpoints);
             // A dual-stack service has its pods once in each family.
             result.health_check = Some(HealthCheck { node_port, local_endpoints: before.max(addresses.len()) });
@@ -396,6 +398,15 @@ mod tests {
         assert_eq!((port.internal, port.external), (Disposition::Drop, Disposition::Drop));
         assert_eq!(addresses(&port.cluster), ["10.244.2.3"]);
         assert_eq!(plan.health_check, Some(HealthCheck { node_port: 32000, local_endpoints: 0 }));
+    }
+
+    #[test]
+    fn health_checks_count_ready_endpoints_only() {
+        let mut service = http("10.96.0.1", Some(30000));
+        (service.external_local, service.health_check_node_port) = (true, Some(32000));
+        let count = |endpoints| planned(service.clone(), endpoints).health_check.map(|check| check.local_endpoints);
+        assert_eq!(count(vec![endpoint("10.244.1.2", "node1"), endpoint("10.244.2.3", "node2")]), Some(1));
+        assert_eq!(count(vec![terminating("10.244.1.2", "node1")]), Some(0), "though it still serves");
     }
 
     #[test]
