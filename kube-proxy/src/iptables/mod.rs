@@ -10,7 +10,7 @@ use crate::nftables::Settings;
 use crate::plan::Plans;
 
 pub use script::Extras;
-use script::{Applied, SIGNS, is_ours, jumps, removal, tables};
+use script::{Applied, FOREIGN_TO_LOOPBACK, SHARED_CHAIN, SIGNS, is_ours, jumps, removal, tables};
 
 const TABLES: [&str; 2] = ["filter", "nat"];
 
@@ -75,7 +75,14 @@ pub async fn remove(family: Family) -> Result<(), HostError> {
     for table in TABLES {
         script.extend(removal(table, &existing(family, table).await?));
     }
-    host::iptables_restore(family, &script).await
+    host::iptables_restore(family, &script).await?;
+    // A kubelet may lead to this chain, too; then it stays.
+    let shared = format!("*filter\n-X {SHARED_CHAIN}\nCOMMIT\n");
+    host::iptables_remove(family, "filter", SHARED_CHAIN, &FOREIGN_TO_LOOPBACK).await?;
+    if let Err(error) = host::iptables_restore(family, &shared).await {
+        tracing::debug!(%error, "the chain {SHARED_CHAIN} stays");
+    }
+    Ok(())
 }
 
 async fn existing(family: Family, table: &str) -> Result<Applied, HostError> {

@@ -27,10 +27,17 @@ const NAT_CHAINS: [&str; 5] = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUT
 /// Prefixes of the chains that belong to single services.
 const OWN_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-", "KUBE-FW-"];
 
+/// Kubelets of upstream have it as well.
+pub const SHARED_CHAIN: &str = "KUBE-FIREWALL";
+#[rustfmt::skip]
+pub const FOREIGN_TO_LOOPBACK: [&str; 12] = [
+    "!", "-s", "127.0.0.0/8", "-d", "127.0.0.0/8", "-m", "conntrack", "!", "--ctstate", "RELATED,ESTABLISHED,DNAT", "-j", "DROP",
+];
+
 /// Whether the chain is one of ours. The last one is shared with kubelets.
 pub fn is_ours(chain: &str) -> bool {
     let fixed = FILTER_CHAINS.contains(&chain) || NAT_CHAINS.contains(&chain);
-    (fixed && chain != "KUBE-FIREWALL") || OWN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+    (fixed && chain != SHARED_CHAIN) || OWN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
 
 /// A rule that leads from a built-in chain to one of ours.
@@ -97,8 +104,7 @@ fn fixed_rules(filter: &mut Table, nat: &mut Table, settings: &Settings, extras:
     filter.rule("KUBE-FORWARD", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
     if extras.localhost_node_ports && settings.family == Family::Ipv4 {
         // Packets for 127.0.0.1 are routed now; those of others must not get there.
-        let foreign = "-d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP";
-        filter.rule("KUBE-FIREWALL", foreign);
+        filter.rule(SHARED_CHAIN, &FOREIGN_TO_LOOPBACK.join(" "));
     }
     nat.rule("KUBE-POSTROUTING", &format!("-m mark ! --mark {mark}/{mark} -j RETURN"));
     nat.rule("KUBE-POSTROUTING", &format!("-j MARK --xor-mark {mark}"));

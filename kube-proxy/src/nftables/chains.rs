@@ -236,7 +236,8 @@ pub fn class_chain(class: Class, settings: &Settings) -> Chain {
 /// Which registers hold what. The key of a front is loaded to 0 and up, and behind it the place in the list of
 /// endpoints, or the client. What is looked up goes to 0 again, or behind the longest key.
 ///
-/// No key is made of what was looked up before: nft 1.0 aborts when it is to list such a rule.
+/// No key is made of what was looked up before: nft 1.0 aborts when it is to list such a rule. It still does when it
+/// meets what remembers clients, whose data was looked up.
 struct Layout {
     family: Family,
     /// Registers of one address.

