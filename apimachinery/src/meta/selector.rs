@@ -363,8 +363,9 @@ impl FieldSelector {
     }
 
     /// An absent field counts as empty.
-    pub fn matches<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
-        self.requirements.iter().all(|r| (get(&r.field).unwrap_or("") == r.value) == r.equal)
+    pub fn matches<T: AsRef<str>>(&self, get: impl Fn(&str) -> Option<T>) -> bool {
+        let is = |value: Option<T>, wanted: &str| value.as_ref().map_or("", AsRef::as_ref) == wanted;
+        self.requirements.iter().all(|r| is(get(&r.field), &r.value) == r.equal)
     }
 }
 

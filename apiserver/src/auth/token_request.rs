@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::service_account::{Claims, Private, Ref, username};
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Cx, SubresourceHandler};
+use crate::verbs::stale;
 
 /// Clients that ask for exactly this many seconds are kubelets with the default projected volume: their tokens live a
 /// year, so that programs that never read the file again keep working, and carry `warnafter`.
@@ -23,6 +24,8 @@ pub static TOKEN_REQUEST: TokenRequest = TokenRequest;
 #[async_trait]
 impl SubresourceHandler for TokenRequest {
     async fn handle(&self, cx: &Cx<'_>, name: &str, _verb: &str, mut body: Value) -> Result<Value> {
+        // A token is often asked for right after its account or pod was made.
+        cx.server.freshness.reach_present(&cx.server.caches).await.map_err(|error| stale(&error))?;
         let account = find(cx, "serviceaccounts", cx.namespace, name)?;
         check_metadata(cx, name, &body, &account)?;
         let tokens = cx.server.auth.service_accounts();

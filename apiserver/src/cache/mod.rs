@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 pub use freshness::{Freshness, FreshnessError};
 pub use resource::{Objects, ResourceCache, Snapshot, Start, Watch, WatchError, range_within};
-pub use selection::{Seen, Selection};
+pub use selection::{ConvertedFields, Seen, Selection};
 pub use stored::{Extracted, KindInfo, Stored};
 pub use watchers::{Delivery, Event, FrameKind};
 

@@ -215,7 +215,9 @@ impl ResourceCache {
                     return Err(WatchError::TooOld { asked: revision, oldest: state.horizon });
                 }
                 let first = state.history.partition_point(|event| event.revision <= revision);
-                backlog.extend(state.history.range(first..).filter(|e| selection.see(e).is_some()).cloned());
+                // What has to be converted to be looked at is left to the watch: it may wait, this lock may not.
+                let is_seen = |event: &Event| selection.converted.is_some() || selection.see(event).is_some();
+                backlog.extend(state.history.range(first..).filter(|event| is_seen(event)).cloned());
                 revision
             }
         };
@@ -329,6 +331,9 @@ impl Watch {
     /// history broke): the client lists anew.
     pub async fn next(&mut self) -> Option<Arc<Delivery>> {
         loop {
+            if self.selection.failure().is_some() {
+                return None;
+            }
             let delivery = match self.backlog.pop_front() {
                 Some(event) => Delivery::new(event),
                 None => self.queue.recv().await?,

@@ -1,7 +1,7 @@
 //! From a `CustomResourceDefinition` to what the registry serves.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use apimachinery::meta::{GroupResource, GroupVersionKind, GroupVersionResource};
@@ -78,7 +78,8 @@ impl Definition {
             kind: KindInfo {
                 kind: storage.kind.to_string(),
                 api_version: storage.api_version(),
-                fields: selectable(stored),
+                // Where another server converts, what is stored may be in any version and says nothing.
+                fields: if strategy.converter.is_some() { Vec::new() } else { all_selectable(spec) },
                 aliases: &[],
                 indexed: None,
                 converted: strategy.converter.is_some(),
@@ -139,6 +140,7 @@ fn served(spec: &Value, version: &Value, gvk: GroupVersionKind, plural: &str) ->
         schema: schema_of(version)?.map(SchemaRef::Custom),
         verbs: verbs(&VERBS),
         subresources,
+        fields: Some(selectable(version).collect()),
         gvk,
     })
 }
@@ -186,9 +188,16 @@ fn scale_of(version: &Value) -> Option<Arc<CustomScale>> {
     })
 }
 
-fn selectable(version: &Value) -> Vec<(Cow<'static, str>, &'static str)> {
+fn selectable(version: &Value) -> impl Iterator<Item = String> {
     let fields = version.list_at(&["selectableFields"]).iter();
-    fields.map(|field| (field.str_at(&["jsonPath"]).trim_start_matches('.').to_owned().into(), "")).collect()
+    fields.map(|field| field.str_at(&["jsonPath"]).trim_start_matches('.').to_owned())
+}
+
+/// What any version can be selected by, for its cache to read.
+fn all_selectable(spec: &Value) -> Vec<(Cow<'static, str>, &'static str)> {
+    let versions = spec.list_at(&["versions"]).iter().filter(|version| version["served"] == true);
+    let paths: BTreeSet<String> = versions.flat_map(selectable).collect();
+    paths.into_iter().map(|path| (path.into(), "")).collect()
 }
 
 /// The printer columns after the name; the age, when there are none.

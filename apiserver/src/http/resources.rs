@@ -16,7 +16,7 @@ use super::table::IncludeObject;
 use super::{RequestInfo, Response, watch};
 use crate::admission::{Operation, Warnings};
 use crate::auth::UserInfo;
-use crate::cache::{Selection, Start, WatchError};
+use crate::cache::{ConvertedFields, Selection, Start, WatchError};
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{ScalePaths, ScaleSelector, Subresource};
 use crate::registry::{SchemaRef, Served, ServedSubresource};
@@ -296,7 +296,10 @@ impl Request<'_> {
             shutdown: self.input.server.shutdown.clone(),
         };
         match self.call.resource.cache.watch(selection, start) {
-            Ok((watch, initial)) => Ok(watch::respond(self.renderer.clone(), watch, initial, options).into()),
+            Ok((watch, initial)) => {
+                watch.selection.prepare(initial.iter().flat_map(|snapshot| snapshot.objects.values()))?;
+                Ok(watch::respond(self.renderer.clone(), watch, initial, options).into())
+            }
             Err(error @ WatchError::TooOld { .. }) => {
                 Ok(watch::respond_error(&self.renderer, &Status::expired(error.to_string())).into())
             }
@@ -390,19 +393,30 @@ impl Request<'_> {
             if field == "metadata.name" || field == "metadata.namespace" && (resource.namespaced || !own_labels) {
                 continue;
             }
-            let is_selectable = |stored: &&str| resource.cache.kind().fields.iter().any(|(name, _)| name == *stored);
+            let is_selectable = |stored: &&str| match &self.call.served.fields {
+                Some(fields) => fields.iter().any(|name| name == *stored),
+                None => resource.cache.kind().fields.iter().any(|(name, _)| name == *stored),
+            };
             let Some(stored) = resource.strategy.stored_field(field).filter(is_selectable) else {
                 return Err(unknown_field(resource, field));
             };
             requirement.field = stored.to_owned();
         }
+        let mut fields = fields.filter(|fields| !fields.requirements().is_empty());
+        let converted = match resource.cache.kind().converted {
+            true => fields.take().map(|fields| {
+                let (resource, version) = (resource.clone(), self.call.served.gvk.version.clone());
+                ConvertedFields::new(fields, move |objects| resource.strategy.all_from_storage(&version, objects))
+            }),
+            false => None,
+        };
         let namespaced = self.call.resource.namespaced;
         let namespace = match self.call.namespace.as_str() {
             "" if namespaced || self.call.name.is_empty() => None,
             namespace => Some(namespace.to_owned()),
         };
         let name = Some(self.call.name.clone()).filter(|name| !name.is_empty());
-        Ok(Selection { namespace, name, labels, fields: fields.filter(|fields| !fields.requirements().is_empty()) })
+        Ok(Selection { namespace, name, labels, fields, converted })
     }
 
     /// The body as an object of `schema`; complaints about fields are errors or warnings, as the client chose.

@@ -197,6 +197,9 @@ impl Stream {
         while let Some(delivery) = self.watch.try_next() {
             self.put_seen(out, &delivery);
         }
+        if self.watch.selection.failure().is_some() {
+            return;
+        }
         self.put_bookmark(out, revision, false);
     }
 

@@ -133,6 +133,8 @@ pub struct Served {
     /// Verbs of the resource itself.
     pub verbs: Vec<String>,
     pub subresources: Vec<ServedSubresource>,
+    /// What the objects of a custom resource can be selected by in this version. `None`: what its cache knows.
+    pub fields: Option<Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -301,6 +303,7 @@ fn served(api: &ApiResource) -> Served {
                 verbs: sub.verbs.iter().map(ToString::to_string).collect(),
             })
             .collect(),
+        fields: None,
         gvk,
     }
 }

@@ -61,6 +61,7 @@ pub async fn list(call: &Call<'_>, options: &ListOptions) -> Result<List> {
             (continued_snapshot(call, &token).await?, start)
         }
     };
+    options.selection.prepare(range_within(&snapshot.objects, &prefix, &start))?;
     Ok(page(call, options, &snapshot, &prefix, &start))
 }
 

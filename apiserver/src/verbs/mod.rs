@@ -247,7 +247,7 @@ fn to_bytes(object: &mut Value) -> Result<bytes::Bytes> {
     serde_json::to_vec(object).map(Into::into).map_err(Status::internal)
 }
 
-fn stale(error: &FreshnessError) -> Status {
+pub(crate) fn stale(error: &FreshnessError) -> Status {
     match error {
         FreshnessError::Timeout { wanted, reached } => too_large(*wanted, *reached),
         error => Status::internal(apimachinery::process::error_chain(error)),
