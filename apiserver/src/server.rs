@@ -242,7 +242,8 @@ fn is_enabled(runtime_config: &[String], group: &str, version: &str) -> bool {
     enabled
 }
 
-/// Every interval, history older than one interval is forgotten; several servers do no harm to each other.
+/// Every interval, history older than one interval is forgotten, in the store and of what lists were begun then;
+/// several servers do no harm to each other.
 async fn compact(store: Arc<dyn Store>, caches: Arc<Caches>, interval: Duration, shutdown: CancellationToken) {
     if interval.is_zero() {
         return;
@@ -253,13 +254,19 @@ async fn compact(store: Arc<dyn Store>, caches: Arc<Caches>, interval: Duration,
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(interval) => {}
         }
-        if last > 0
-            && let Err(error) = store.compact(last).await
-        {
-            tracing::warn!(error = %apimachinery::process::error_chain(&error), "cannot compact the store's history");
+        if last > 0 {
+            forget_before(&*store, &caches, last).await;
         }
         last = caches.revision();
     }
+}
+
+/// What was before this revision cannot be read any more.
+pub async fn forget_before(store: &dyn Store, caches: &Caches, revision: u64) {
+    if let Err(error) = store.compact(revision).await {
+        tracing::warn!(error = %apimachinery::process::error_chain(&error), "cannot compact the store's history");
+    }
+    caches.all().iter().for_each(|cache| cache.forget_before(revision));
 }
 
 #[cfg(test)]

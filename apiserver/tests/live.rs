@@ -92,6 +92,26 @@ async fn lists_come_in_pages_of_one_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_whose_history_is_gone_goes_on_in_the_present() {
+    let Some((_etcd, server, api)) = start().await else { return };
+    for name in ["a", "b", "c"] {
+        assert_eq!(api.post(MAPS, &map(name)).await.0, StatusCode::CREATED);
+    }
+    let (_, first) = api.get(&format!("{MAPS}?limit=1")).await;
+    let token = first["metadata"]["continue"].as_str().expect("more to come");
+    // Nothing of the list changes: that the token expires must not depend on it.
+    let (_, other) = api.post("/api/v1/namespaces/default/secrets", &json!({"metadata": {"name": "s"}})).await;
+    let revision = version(&other).parse().expect("a revision");
+    let state = &server.server;
+    kube_apiserver::server::forget_before(&*state.store, &state.caches, revision).await;
+    let (status, gone) = api.get(&format!("{MAPS}?limit=1&continue={token}")).await;
+    assert_eq!((status, &gone["reason"]), (StatusCode::GONE, &json!("Expired")), "{gone}");
+    let token = gone["metadata"]["continue"].as_str().expect("a token for the present");
+    let (_, rest) = api.get(&format!("{MAPS}?limit=5&continue={token}")).await;
+    assert_eq!(names(&rest), ["b", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watches_tell_every_change_once() {
     let Some((_etcd, _server, api)) = start().await else { return };
     let (_, made) = api.post(MAPS, &map("a")).await;

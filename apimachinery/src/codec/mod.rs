@@ -8,6 +8,7 @@ mod conform;
 pub mod json;
 mod order;
 pub mod proto;
+pub mod scan;
 mod tree;
 pub mod yaml;
 

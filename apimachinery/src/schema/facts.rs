@@ -4,13 +4,13 @@
 //! group <name or -> <versions> <preferred>
 //! res <version> <plural> <singular> <group/version/Kind> ns|cluster <verbs> <short names> <categories> <storage hash>
 //! sub <name> <group/version/Kind> <verbs>
-//! def <name without io.k8s.> [kinds=g/v/K,…] [atomic] [unions=<json>]
+//! def <name without io.k8s.> [kinds=g/v/K,…] [atomic] [required=<names, where not in alphabetical order>] [unions=<json>]
 //! <json name> <protobuf path or -> <type> [attribute…]
 //! ```
 //!
 //! A type is a scalar's name, `@definition`, `[]type` or `{}type`. Attributes: `r` required, `p` Go pointer, `o`
 //! omitempty, `z` omitzero, `atomic|set|map=keys|granular`, `ps=` patch strategies, `pk=` merge key, `go=` Go's name of
-//! the type, and last `d=` the default as JSON.
+//! the type, `e=` the values of an enumeration (`~` for a space), and last `d=` the default as JSON.
 //!
 //! The table is part of the program, so what does not parse is a bug that the tests find.
 
@@ -156,6 +156,8 @@ fn attribute(word: &'static str, field: &mut Field, about: &mut TypeAttributes) 
                 replace: strategies.contains("replace"),
             };
         }
+        // Only published: definitions look it up when they are.
+        ("e", _) => {}
         ("pk", key) => field.merge_key = Some(name(key)),
         ("go", go) => {
             about.wrapped = go == "Verbs";

@@ -4,7 +4,6 @@
 pub mod feed;
 pub mod freshness;
 pub mod resource;
-pub mod scan;
 pub mod selection;
 pub mod stored;
 pub mod watchers;

@@ -54,6 +54,8 @@ struct State {
     horizon: u64,
     watchers: Watchers,
     snapshots: BTreeMap<u64, (Instant, Objects)>,
+    /// Revisions before this one are history that is gone.
+    forgotten: u64,
     /// What happened while the cache was still being filled.
     pending: Vec<Change>,
 }
@@ -183,8 +185,11 @@ impl ResourceCache {
         state.snapshots.insert(snapshot.revision, (now, snapshot.objects.clone()));
     }
 
-    /// The snapshot of exactly this revision, while it is kept or still the present.
+    /// The snapshot of exactly this revision, while it is kept or still the present, and not forgotten.
     pub fn snapshot_at(&self, revision: u64) -> Option<Snapshot> {
+        if revision < self.state.lock().forgotten {
+            return None;
+        }
         let present = self.snapshot();
         if present.revision == revision {
             return Some(present);
@@ -194,6 +199,13 @@ impl ResourceCache {
         }
         let state = self.state.lock();
         state.snapshots.get(&revision).map(|(_, objects)| Snapshot { objects: objects.clone(), revision })
+    }
+
+    /// Lists of earlier revisions cannot be continued any more, as the store cannot.
+    pub fn forget_before(&self, revision: u64) {
+        let mut state = self.state.lock();
+        state.forgotten = state.forgotten.max(revision);
+        state.snapshots = state.snapshots.split_off(&revision);
     }
 
     /// Starts a watch; with `Start::Snapshot` the answer holds what exists, and the revision of that.

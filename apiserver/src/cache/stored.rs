@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
+use apimachinery::codec::scan::{self, ScanError};
 use apimachinery::schema::Schema;
 use bytes::Bytes;
 use serde_json::{Map, Value};
-
-use super::scan::{self, ScanError};
 
 /// An object at one revision. `body` is its JSON without the braces, `kind` and `apiVersion`, with
 /// `metadata.resourceVersion` in place, so that every answer is a header, the body and a brace.
@@ -221,7 +220,7 @@ impl Stored {
         let encoded = self.message.get_or_init(|| {
             let kind = &self.kind;
             let schema = apimachinery::schema::builtin().kind_of_object(&kind.api_version, &kind.kind)?;
-            match apimachinery::codec::proto::encode_message(schema, &self.value()) {
+            match apimachinery::codec::proto::transcode_message(schema, &self.braced()) {
                 Ok(bytes) => Some(bytes.into()),
                 Err(error) => {
                     tracing::warn!(key = %self.key, %error, "an object has no protobuf form");

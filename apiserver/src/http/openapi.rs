@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use apimachinery::meta::GroupVersion;
-use apimachinery::schema::openapi;
+use apimachinery::schema::{ApiResource, openapi};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{
@@ -54,46 +54,59 @@ impl Document {
     }
 
     /// The document's bytes; `None` when there is no such group and version.
-    fn make(&self, custom: &CustomKinds) -> Option<Vec<u8>> {
+    fn make(&self, offer: &Offer) -> Option<Vec<u8>> {
         match self {
-            Self::Index => Some(openapi::v3_index(&custom.documents()).to_string().into_bytes()),
-            Self::V3(version) => openapi::v3(version, &*descriptions(Some(version))).or_else(|| {
-                let kinds = custom.of(version);
+            Self::Index => Some(openapi::v3_index(&offer.builtin, &offer.documents()).to_string().into_bytes()),
+            Self::V3(version) => openapi::v3(version, &offer.builtin, &*descriptions(Some(version))).or_else(|| {
+                let kinds = offer.of(version);
                 let machinery = GroupVersion::new("", "v1");
                 let describe = || descriptions(Some(&machinery));
                 (!kinds.is_empty()).then(|| openapi::v3_custom(version, &kinds, &*describe()))
             }),
-            Self::V2 { protobuf: false } => Some(openapi::v2(&custom.all(), &*descriptions(None))),
-            Self::V2 { protobuf: true } => Some(openapi::v2_protobuf(&custom.all(), &*descriptions(None))),
+            Self::V2 { protobuf: false } => Some(openapi::v2(&offer.builtin, &offer.all(), &*descriptions(None))),
+            Self::V2 { protobuf: true } => {
+                Some(openapi::v2_protobuf(&offer.builtin, &offer.all(), &*descriptions(None)))
+            }
         }
     }
 
     /// What identifies the present content of the document.
-    fn hash(&self, root: &str, custom: &CustomKinds) -> String {
+    fn hash(&self, root: &str, offer: &Offer) -> String {
         match self {
-            Self::V3(version) => custom.hash(root, version),
-            Self::Index | Self::V2 { .. } => openapi::hash(&format!("{root}{}", custom.key(|_, _| true))),
+            Self::V3(version) => offer.hash(root, version),
+            Self::Index | Self::V2 { .. } => openapi::hash(&format!("{root}{}", offer.key(|_, _| true))),
         }
     }
 }
 
-/// The definitions of custom resources that are served.
-struct CustomKinds(Vec<Value>);
+/// What is served.
+#[derive(Default)]
+struct Offer {
+    builtin: Vec<&'static ApiResource>,
+    /// The definitions of custom resources.
+    definitions: Vec<Value>,
+}
 
-impl CustomKinds {
+impl Offer {
     fn read(server: &Server) -> Self {
+        let is_served = |api: &&ApiResource| {
+            let resource = server.registry.get(api.group, api.resource);
+            resource.is_some_and(|resource| !resource.custom && resource.version(api.version).is_some())
+        };
+        let builtin = apimachinery::schema::builtin().resources().iter().filter(is_served).collect();
         let Some(cache) = server.caches.get("apiextensions.k8s.io", "customresourcedefinitions") else {
-            return Self(vec![]);
+            return Self { builtin, definitions: Vec::new() };
         };
         let is_served = |definition: &Value| {
             let spec = &definition["spec"];
             server.registry.get(spec.str_at(&["group"]), spec.str_at(&["names", "plural"])).is_some_and(|r| r.custom)
         };
-        Self(cache.list(None).iter().map(|stored| stored.value()).filter(is_served).collect())
+        let definitions = cache.list(None).iter().map(|stored| stored.value()).filter(is_served).collect();
+        Self { builtin, definitions }
     }
 
     fn all(&self) -> Vec<openapi::CustomKind<'_>> {
-        self.0.iter().flat_map(kinds_of).collect()
+        self.definitions.iter().flat_map(kinds_of).collect()
     }
 
     fn of(&self, version: &GroupVersion) -> Vec<openapi::CustomKind<'_>> {
@@ -103,7 +116,7 @@ impl CustomKinds {
     /// Which generations of which definitions a document is made of.
     fn key(&self, concerns: impl Fn(&str, &str) -> bool) -> String {
         let mut key = String::new();
-        for definition in &self.0 {
+        for definition in &self.definitions {
             if kinds_of(definition).iter().any(|kind| concerns(kind.group, kind.version)) {
                 let generation = definition.i64_at(&["metadata", "generation"]).unwrap_or(0);
                 key.push_str(&format!(" {}/{}/{generation}", definition.name(), definition.uid()));
@@ -180,8 +193,8 @@ pub async fn answer(server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMa
     let document = Document::at(&info.path, headers)?;
     let content_type = if matches!(document, Document::V2 { protobuf: true }) { V2_PROTOBUF } else { JSON };
     let root = info.path.trim_end_matches('/').trim_start_matches("/openapi/v3/").to_owned();
-    let custom = CustomKinds::read(server);
-    let hash = document.hash(&root, &custom);
+    let offer = Offer::read(server);
+    let hash = document.hash(&root, &offer);
     if let (Document::V3(_), Some(asked)) = (&document, info.param("hash"))
         && asked != hash
     {
@@ -195,7 +208,7 @@ pub async fn answer(server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMa
     let wants_gzip =
         headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).is_some_and(|line| line.contains("gzip"));
     let made = tokio::task::spawn_blocking(move || {
-        let bytes = document.make(&custom)?;
+        let bytes = document.make(&offer)?;
         Some(if wants_gzip { gzip(&bytes).map_or((bytes, false), |packed| (packed, true)) } else { (bytes, false) })
     });
     let (bytes, packed) = match made.await {
@@ -261,8 +274,8 @@ mod tests {
 
     #[test]
     fn paths_name_documents() {
-        let made =
-            |path: &str| Document::at(path, &HeaderMap::new()).and_then(|document| document.make(&CustomKinds(vec![])));
+        let offer = Offer { builtin: apimachinery::schema::builtin().resources().iter().collect(), ..Offer::default() };
+        let made = |path: &str| Document::at(path, &HeaderMap::new()).and_then(|document| document.make(&offer));
         assert!(made("/openapi/v3").is_some());
         assert!(made("/openapi/v3/apis/apps/v1").is_some());
         assert!(made("/openapi/v3/apis/nothing/v1").is_none());

@@ -78,7 +78,8 @@ pub fn partial(object: &Value, version: &str) -> Value {
 /// The metadata of a stored object, read out of its bytes.
 pub fn partial_of(stored: &Stored, version: &str) -> Value {
     let text = [b"{", &stored.body[..], b"}"].concat();
-    let metadata = crate::cache::scan::find(&text, ["metadata"]).and_then(|text| serde_json::from_slice(text).ok());
+    let metadata =
+        apimachinery::codec::scan::find(&text, ["metadata"]).and_then(|text| serde_json::from_slice(text).ok());
     json!({
         "kind": "PartialObjectMetadata",
         "apiVersion": format!("meta.k8s.io/{version}"),

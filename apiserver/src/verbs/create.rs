@@ -112,5 +112,5 @@ async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Resul
 }
 
 fn is_being_deleted(value: &[u8]) -> bool {
-    crate::cache::scan::find(value, ["metadata", "deletionTimestamp"]).is_some_and(|v| v != b"null")
+    apimachinery::codec::scan::find(value, ["metadata", "deletionTimestamp"]).is_some_and(|v| v != b"null")
 }

@@ -7,6 +7,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
+use super::enums::Enums;
 use super::go::{Field, Package};
 use super::{Upstream, read_json};
 
@@ -30,7 +31,8 @@ const SPECIAL: [(&str, &str); 12] = [
 const PREFIX: &str = "io.k8s.";
 
 pub fn write(upstream: &Upstream<'_>, out: &mut String) -> Result<()> {
-    let mut writer = Writer { packages: Packages { upstream, read: HashMap::new() }, out };
+    let enums = Enums::read(&upstream.openapi_functions())?;
+    let mut writer = Writer { packages: Packages { upstream, read: HashMap::new() }, enums, out };
     for (name, definition) in documents(upstream)? {
         if !SPECIAL.iter().any(|(special, _)| *special == name) {
             writer.definition(&name, &definition).with_context(|| name.clone())?;
@@ -68,6 +70,7 @@ fn merge_kinds(known: &mut Value, other: &Value) {
 
 struct Writer<'a> {
     packages: Packages<'a>,
+    enums: Enums,
     out: &'a mut String,
 }
 
@@ -89,16 +92,26 @@ impl Writer<'_> {
         if definition["x-kubernetes-map-type"] == "atomic" {
             self.out.push_str(" atomic");
         }
+        let required: Vec<&str> =
+            definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !required.is_sorted() {
+            let _ = write!(self.out, " required={}", required.join(","));
+        }
         if let Some(unions) = definition.get("x-kubernetes-unions") {
             let _ = write!(self.out, " unions={unions}");
         }
         self.out.push('\n');
-        let required: Vec<&str> =
-            definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let enums = self.enums.of(name);
         for (json, property) in definition["properties"].as_object().into_iter().flatten() {
             let property = property.as_object().context("property")?;
-            let line = field_line(json, property, places.get(json), package, required.contains(&json.as_str()))
+            let mut line = field_line(json, property, places.get(json), package, required.contains(&json.as_str()))
                 .with_context(|| json.clone())?;
+            if let Some(values) = enums.and_then(|enums| enums.get(json)) {
+                let _ = write!(line, " e={}", values.join(",").replace(' ', "~"));
+            }
+            if let Some(default) = property.get("default") {
+                let _ = write!(line, " d={default}");
+            }
             let _ = writeln!(self.out, "{line}");
         }
         Ok(())
@@ -284,9 +297,6 @@ fn list_attributes(property: &Map<String, Value>) -> Result<String> {
     }
     if let Some(key) = text("x-kubernetes-patch-merge-key") {
         let _ = write!(out, " pk={key}");
-    }
-    if let Some(default) = property.get("default") {
-        let _ = write!(out, " d={default}");
     }
     Ok(out)
 }

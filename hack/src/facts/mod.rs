@@ -1,10 +1,11 @@
 //! Writes `apimachinery/src/schema/facts.txt`: what the schema model has to know about every built-in kind, taken from
-//! upstream's published OpenAPI documents (types, list types, defaults), discovery documents (resources) and the struct
-//! tags of its Go types (protobuf numbers, pointers, omitempty).
+//! upstream's published OpenAPI documents (types, list types, defaults), discovery documents (resources), the struct
+//! tags of its Go types (protobuf numbers, pointers, omitempty) and its generated OpenAPI functions (enumerations).
 //!
 //! Names, numbers and keys only: no prose and no code of upstream's passes through.
 
 mod definitions;
+mod enums;
 mod go;
 mod resources;
 
@@ -35,6 +36,12 @@ struct Upstream<'a> {
 impl Upstream<'_> {
     fn api(&self) -> PathBuf {
         self.modules.join(format!("k8s.io/kubernetes@v{}/api", self.release))
+    }
+
+    /// The generated Go file that makes the definitions a server publishes: the documents in `api` lack the values
+    /// of enumerations.
+    fn openapi_functions(&self) -> PathBuf {
+        self.modules.join(format!("k8s.io/kubernetes@v{}/pkg/generated/openapi/zz_generated.openapi.go", self.release))
     }
 
     /// The folder of a Go package such as `api/core/v1` (its first part is the module's name).

@@ -49,7 +49,7 @@ fn misfit(name: &str) -> ProtoError {
 }
 
 /// The content of a value that is a message.
-fn body(out: &mut Vec<u8>, schema: &Schema, value: &Value, name: &str) -> Result {
+pub(super) fn body(out: &mut Vec<u8>, schema: &Schema, value: &Value, name: &str) -> Result {
     match &schema.shape {
         Shape::Object(object) => match value {
             Value::Object(map) => {
@@ -127,12 +127,12 @@ fn single(out: &mut Vec<u8>, number: u16, schema: &Schema, value: &Value, name: 
     }
 }
 
-fn is_message(scalar: Scalar) -> bool {
+pub(super) fn is_message(scalar: Scalar) -> bool {
     use Scalar::{Duration, IntOrString, MicroTime, Quantity, Time};
     matches!(scalar, Time | MicroTime | Duration | Quantity | IntOrString)
 }
 
-fn scalar_field(out: &mut Vec<u8>, number: u16, scalar: Scalar, value: &Value, name: &str) -> Result {
+pub(super) fn scalar_field(out: &mut Vec<u8>, number: u16, scalar: Scalar, value: &Value, name: &str) -> Result {
     match (scalar, value) {
         (Scalar::String, Value::String(s)) => bytes_field(out, number, s.as_bytes()),
         (Scalar::String | Scalar::Bytes, Value::Null) => bytes_field(out, number, b""),

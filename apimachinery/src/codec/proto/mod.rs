@@ -5,6 +5,7 @@
 
 mod decode;
 mod encode;
+mod transcode;
 pub(crate) mod wire;
 
 use serde_json::{Map, Value};
@@ -28,6 +29,8 @@ pub enum ProtoError {
     TooDeep,
     #[error("a string is not UTF-8")]
     NotUtf8,
+    #[error(transparent)]
+    Text(#[from] super::scan::ScanError),
     #[error("embedded JSON: {0}")]
     Json(#[source] serde_json::Error),
     #[error("no protobuf form of kind {kind:?} in {api_version:?}")]
@@ -92,6 +95,11 @@ pub fn encode_object(value: &Value) -> Result<Vec<u8>, ProtoError> {
 /// Encodes an object's message without the envelope, as lists embed it.
 pub fn encode_message(schema: &Schema, value: &Value) -> Result<Vec<u8>, ProtoError> {
     encode::message(schema, value)
+}
+
+/// The message of an object that is JSON text, which is never a tree: several times as fast as by way of one.
+pub fn transcode_message(schema: &Schema, text: &[u8]) -> Result<Vec<u8>, ProtoError> {
+    transcode::message(schema, text)
 }
 
 /// Puts a message that [`encode_message`] made into its envelope.

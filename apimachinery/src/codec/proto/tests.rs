@@ -8,6 +8,13 @@ use super::*;
 fn round_trip(value: &Value) {
     let bytes = encode_object(value).unwrap_or_else(|e| panic!("{e}: {value}"));
     assert_eq!(&decode_object(&bytes).expect("decodes"), value);
+    let text = |name: &str| value[name].as_str().expect("text");
+    let schema = builtin().kind_of_object(text("apiVersion"), text("kind")).expect("a kind");
+    for json in [value.to_string(), format!("{value:#}")] {
+        let message = transcode_message(schema, json.as_bytes()).unwrap_or_else(|e| panic!("{e}: {value}"));
+        let transcoded = decode_object(&envelope(text("apiVersion"), text("kind"), &message)).expect("decodes");
+        assert_eq!(&transcoded, value, "without a tree");
+    }
 }
 
 #[test]
@@ -35,6 +42,36 @@ fn objects_survive() {
         "spec": {"renewTime": "2024-01-02T03:04:05.678901Z", "leaseDurationSeconds": 15}}));
     round_trip(&json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "r"},
         "data": {"spec": {"x": [1, null, "a"]}}, "revision": 3}));
+}
+
+#[test]
+fn inlined_structs_are_one_message_each() {
+    round_trip(
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "é\u{1}\"\\"},
+        "spec": {"containers": [], "ephemeralContainers": [{"name": "d", "image": "i", "targetContainerName": "c",
+        "env": [{"name": "a", "value": "b"}], "tty": true}]}})
+        .without_empty_lists(),
+    );
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": [{"apiGroups": ["a"],
+        "apiVersions": ["v1"], "operations": ["CREATE"], "resourceNames": ["n"], "resources": ["r"], "scope": "*"}]}}});
+    round_trip(&policy);
+}
+
+#[test]
+fn broken_text_is_no_message() {
+    let schema = builtin().kind_of_object("v1", "Pod").expect("known");
+    for text in [
+        "",
+        "[",
+        "{",
+        "{\"spec\":{\"containers\":{}}}",
+        "{\"spec\":1}",
+        "{\"metadata\":{\"name\":\"",
+        "{\"spec\":{\"priority\":\"x\"}}",
+    ] {
+        assert!(transcode_message(schema, text.as_bytes()).is_err(), "{text}");
+    }
 }
 
 #[test]
@@ -117,6 +154,7 @@ proptest! {
         let _ = decode_object(&bytes);
         let pod = builtin().kind_of("", "v1", "Pod").expect("known");
         let _ = decode::message(&bytes, pod, 0);
+        let _ = transcode_message(pod, &bytes);
     }
 
     #[test]

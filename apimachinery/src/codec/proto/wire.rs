@@ -30,8 +30,12 @@ pub fn bytes_start(out: &mut Vec<u8>, number: u16, length: usize) {
 
 /// How long a field of so many bytes is, when its number is below 16.
 pub fn field_length(length: usize) -> usize {
-    let bits = usize::BITS - (length | 1).leading_zeros();
-    1 + bits.div_ceil(7) as usize + length
+    1 + varint_length(length) + length
+}
+
+fn varint_length(n: usize) -> usize {
+    let bits = usize::BITS - (n | 1).leading_zeros();
+    bits.div_ceil(7) as usize
 }
 
 pub fn bytes_field(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
@@ -47,12 +51,23 @@ pub fn varint_field(out: &mut Vec<u8>, number: u16, n: i64) {
 /// Writes a nested message whose body `write` appends; the length is put before it afterwards.
 pub fn nested<E>(out: &mut Vec<u8>, number: u16, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
     tag(out, number, BYTES);
-    let start = out.len();
+    // Most lengths are one byte; a longer one moves what follows.
+    let at = out.len();
+    out.push(0);
     write(out)?;
-    let length = out.len() - start;
-    let mut prefix = Vec::with_capacity(5);
-    varint(&mut prefix, length as u64);
-    out.splice(start..start, prefix);
+    let length = out.len() - at - 1;
+    let more = varint_length(length) - 1;
+    if more > 0 {
+        let end = out.len();
+        out.resize(end + more, 0);
+        out.copy_within(at + 1..end, at + 1 + more);
+    }
+    let mut rest = length;
+    for slot in &mut out[at..at + more] {
+        *slot = rest as u8 | 0x80;
+        rest >>= 7;
+    }
+    out[at + more] = rest as u8;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::Describe;
+use crate::meta::GroupVersion;
 use crate::schema::builtin::Definition;
 use crate::schema::{Field, ListKind, Opaque, PropsOr, Scalar, Schema, SchemaRef, Shape, builtin};
 
@@ -52,9 +53,11 @@ fn special(name: &str, flavor: Flavor) -> Option<Value> {
     })
 }
 
-/// The definitions of all served kinds.
-pub fn all_kinds() -> impl Iterator<Item = String> {
-    let with_kinds = builtin().definitions().iter().filter(|d| d.kinds().any(|(group, ..)| group != "meta.k8s.io"));
+/// The definitions of the kinds of these groups and versions.
+pub fn kinds_of(versions: &[GroupVersion]) -> impl Iterator<Item = String> {
+    let is_served =
+        |(group, version, _): (&str, &str, &str)| versions.iter().any(|v| v.group == group && v.version == version);
+    let with_kinds = builtin().definitions().iter().filter(move |definition| definition.kinds().any(is_served));
     with_kinds.map(|d| published(d.name))
 }
 
@@ -135,14 +138,18 @@ pub fn publish(name: &str, flavor: Flavor, describe: Describe<'_>) -> Value {
     let schema = builtin().definition(index);
     let fields = schema.as_object().map_or(&[][..], |o| o.fields());
     let mut properties = Map::new();
-    for field in fields {
-        properties.insert(field.name.to_string(), property(field, flavor, prose.fields.get(&*field.name)));
+    for (field, line) in fields.iter().zip(definition.lines.lines()) {
+        properties.insert(field.name.to_string(), property(field, line, flavor, prose.fields.get(&*field.name)));
     }
     out.insert("type".into(), json!("object"));
     if !properties.is_empty() {
         out.insert("properties".into(), Value::Object(properties));
     }
-    let required: Vec<&str> = fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
+    let stated = definition.attributes.split(' ').find_map(|attribute| attribute.strip_prefix("required="));
+    let required: Vec<&str> = match stated {
+        Some(names) => names.split(',').collect(),
+        None => fields.iter().filter(|f| f.required).map(|f| &*f.name).collect(),
+    };
     if !required.is_empty() {
         out.insert("required".into(), json!(required));
     }
@@ -168,8 +175,15 @@ fn attributes(out: &mut Map<String, Value>, definition: &Definition, schema: &Sc
     }
 }
 
-fn property(field: &Field, flavor: Flavor, prose: Option<&String>) -> Value {
+/// `line` is the field's in the table of facts.
+fn property(field: &Field, line: &str, flavor: Flavor, prose: Option<&String>) -> Value {
     let mut out = type_of(&field.schema, flavor);
+    let attributes = line.split(" d=").next().unwrap_or(line);
+    let values = attributes.split(' ').find_map(|word| word.strip_prefix("e=")).map(|values| values.replace('~', " "));
+    let values: Option<Vec<&str>> = values.as_ref().map(|values| values.split(',').collect());
+    if let Some(values) = &values {
+        put_enumeration(&mut out, values);
+    }
     // Version 3 allows nothing beside a plain reference.
     if flavor == Flavor::V3
         && let Some(reference) = out.remove("$ref")
@@ -177,7 +191,11 @@ fn property(field: &Field, flavor: Flavor, prose: Option<&String>) -> Value {
         out.insert("allOf".into(), json!([{ "$ref": reference }]));
     }
     if let Some(prose) = prose {
-        out.insert("description".into(), json!(prose));
+        let listed = values.map(|values| {
+            let lines: String = values.iter().map(|value| format!("\n - `{value:?}`")).collect();
+            format!("\n\nPossible enum values:{lines}")
+        });
+        out.insert("description".into(), json!(format!("{prose}{}", listed.unwrap_or_default())));
     }
     if let (Flavor::V3, Some(default)) = (flavor, &field.default) {
         out.insert("default".into(), (**default).clone());
@@ -195,6 +213,16 @@ fn property(field: &Field, flavor: Flavor, prose: Option<&String>) -> Value {
         out.insert("x-kubernetes-patch-strategy".into(), json!(strategies.join(",")));
     }
     Value::Object(out)
+}
+
+/// The values are those of the items of a list, or of the members of a map.
+fn put_enumeration(out: &mut Map<String, Value>, values: &[&str]) {
+    for inner in ["items", "additionalProperties"] {
+        if let Some(Value::Object(inner)) = out.get_mut(inner) {
+            return put_enumeration(inner, values);
+        }
+    }
+    out.insert("enum".into(), json!(values));
 }
 
 fn type_of(schema: &SchemaRef, flavor: Flavor) -> Map<String, Value> {

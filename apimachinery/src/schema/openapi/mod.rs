@@ -16,7 +16,7 @@ mod gnostic;
 mod operations;
 mod paths;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -44,19 +44,32 @@ fn root_of(gv: &GroupVersion) -> String {
     if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
 }
 
+/// The built-in resources that a server offers.
+pub type Served<'s> = &'s [&'static ApiResource];
+
+/// The groups and versions of the resources, in their order.
+fn versions_of(served: Served<'_>) -> Vec<GroupVersion> {
+    let mut versions: Vec<GroupVersion> = Vec::new();
+    for resource in served {
+        let version = GroupVersion::new(resource.group, resource.version);
+        if !versions.contains(&version) {
+            versions.push(version);
+        }
+    }
+    versions
+}
+
 /// The list of version 3 documents: of the built-in groups, and of others, given by path and hash.
-pub fn v3_index(others: &[(String, String)]) -> Value {
+pub fn v3_index(served: Served<'_>, others: &[(String, String)]) -> Value {
     let mut paths = Map::new();
     let entry = |root: &str, hash: &str| json!({"serverRelativeURL": format!("/openapi/v3/{root}?hash={hash}")});
     for (root, hash) in others {
         paths.insert(root.clone(), entry(root, hash));
     }
-    for group in builtin().groups() {
-        for version in &group.versions {
-            let root = root_of(&GroupVersion::new(group.name, *version));
-            let entry = entry(&root, &hash(&root));
-            paths.insert(root, entry);
-        }
+    for version in versions_of(served) {
+        let root = root_of(&version);
+        let entry = entry(&root, &hash(&root));
+        paths.insert(root, entry);
     }
     json!({ "paths": paths })
 }
@@ -73,14 +86,17 @@ pub fn hash(root: &str) -> String {
     format!("{:016X}{:016X}", fold(0xcbf2_9ce4_8422_2325), fold(0x6c62_272e_07bb_0142))
 }
 
-/// The version 3 document of a group and version, as JSON; `None` when it is not built in.
-pub fn v3(gv: &GroupVersion, describe: Describe<'_>) -> Option<Vec<u8>> {
-    let resources: Vec<&ApiResource> =
-        builtin().resources().iter().filter(|r| r.group == gv.group && r.version == gv.version).collect();
+/// The version 3 document of a group and version, as JSON; `None` when it is not built in, or not served.
+pub fn v3(gv: &GroupVersion, served: Served<'_>, describe: Describe<'_>) -> Option<Vec<u8>> {
+    let resources = of_version(gv, served);
     if resources.is_empty() {
         return None;
     }
     Some(v3_document(gv, &resources, &[], describe))
+}
+
+fn of_version(gv: &GroupVersion, served: Served<'_>) -> Vec<&'static ApiResource> {
+    served.iter().filter(|r| r.group == gv.group && r.version == gv.version).copied().collect()
 }
 
 /// The version 3 document of a group and version of custom resources.
@@ -115,26 +131,20 @@ fn v3_document<'r>(
 }
 
 /// The version 2 document of all groups and of the custom resources, as JSON. It has several megabytes.
-pub fn v2(custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
+pub fn v2(served: Served<'_>, custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
     let mut out = Document::new();
     out.member("swagger", &json!("2.0"));
     out.member("info", &json!({"title": "Kubernetes", "version": RELEASE}));
     out.open("paths");
     let mut needed = BTreeSet::new();
-    for group in builtin().groups() {
-        for version in &group.versions {
-            let gv = GroupVersion::new(group.name, *version);
-            let resources: Vec<&ApiResource> =
-                builtin().resources().iter().filter(|r| r.group == gv.group && r.version == gv.version).collect();
-            for (path, operations) in paths::of(&gv, &resources) {
-                operations.iter().for_each(|o| needed.extend(o.definitions()));
-                out.member(&path, &operations::path_item(&operations, &path, Flavor::V2));
-            }
-        }
+    let facts: Vec<ResourceFacts<'_>> = custom.iter().map(CustomKind::facts).collect();
+    let mut documents: BTreeMap<String, (GroupVersion, Vec<&ResourceFacts<'_>>)> = BTreeMap::new();
+    for resource in served.iter().copied().chain(&facts) {
+        let gv = GroupVersion::new(resource.group.to_owned(), resource.version.to_owned());
+        documents.entry(root_of(&gv)).or_insert_with(|| (gv, Vec::new())).1.push(resource);
     }
-    for kind in custom {
-        let gv = GroupVersion::new(kind.group.to_owned(), kind.version.to_owned());
-        for (path, operations) in paths::of(&gv, &[&kind.facts()]) {
+    for (gv, resources) in documents.values() {
+        for (path, operations) in paths::of(gv, resources) {
             operations.iter().for_each(|o| needed.extend(o.definitions()));
             out.member(&path, &operations::path_item(&operations, &path, Flavor::V2));
         }
@@ -150,8 +160,9 @@ pub fn v2(custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
 
 /// The definitions of the version 2 document in the protobuf form that older clients read; such clients look at
 /// nothing else in it.
-pub fn v2_protobuf(custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
-    let all = definitions::closure(definitions::all_kinds());
+pub fn v2_protobuf(served: Served<'_>, custom: &[CustomKind<'_>], describe: Describe<'_>) -> Vec<u8> {
+    let versions = versions_of(served);
+    let all = definitions::closure(definitions::kinds_of(&versions));
     let builtin = all.into_iter().map(|name| {
         let definition = definitions::publish(&name, Flavor::V2, describe);
         (name, definition)
@@ -226,8 +237,12 @@ impl Document {
 mod tests {
     use super::*;
 
+    fn everything() -> Vec<&'static ApiResource> {
+        builtin().resources().iter().collect()
+    }
+
     fn document(group: &'static str, version: &'static str) -> Value {
-        let bytes = v3(&GroupVersion::new(group, version), &|_| None).expect("built in");
+        let bytes = v3(&GroupVersion::new(group, version), &everything(), &|_| None).expect("built in");
         serde_json::from_slice(&bytes).expect("JSON")
     }
 
@@ -261,10 +276,20 @@ mod tests {
                 }
             }
         }
-        let v2: Value = serde_json::from_slice(&v2(&[], &|_| None)).expect("JSON");
+        let v2: Value = serde_json::from_slice(&v2(&everything(), &[], &|_| None)).expect("JSON");
         let mut targets = BTreeSet::new();
         references(&v2, &mut targets);
         targets.iter().for_each(|t| assert!(v2["definitions"].get(t).is_some(), "{t}"));
+    }
+
+    #[test]
+    fn what_is_not_served_is_not_published() {
+        let served: Vec<_> = everything().into_iter().filter(|resource| resource.version == "v1").collect();
+        let index = v3_index(&served, &[]);
+        assert!(index["paths"].get("apis/apps/v1").is_some() && index["paths"].get("apis/autoscaling/v2").is_none());
+        assert!(v3(&GroupVersion::new("autoscaling", "v2"), &served, &|_| None).is_none());
+        let document: Value = serde_json::from_slice(&v2(&served, &[], &|_| None)).expect("JSON");
+        assert!(document["paths"].get("/apis/autoscaling/v2/").is_none());
     }
 
     #[test]
@@ -278,6 +303,14 @@ mod tests {
         );
         let parameters = item["patch"]["parameters"].as_array().expect("parameters");
         assert!(parameters.iter().any(|p| p["name"] == "fieldValidation"));
+        let shared = item["parameters"].as_array().expect("parameters of all operations");
+        let shared: Vec<&str> = shared.iter().filter_map(|parameter| parameter["name"].as_str()).collect();
+        assert_eq!(shared, ["name", "namespace", "pretty"]);
+        assert_eq!(apps["paths"]["/apis/apps/v1/"]["get"]["operationId"], "getAppsV1APIResources");
+        let watch = &apps["paths"]["/apis/apps/v1/watch/deployments"]["get"];
+        assert_eq!(watch["operationId"], "watchAppsV1DeploymentListForAllNamespaces");
+        let policy = &apps["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["restartPolicy"];
+        assert_eq!(policy["enum"], json!(["Always", "Never", "OnFailure"]));
         let schema = &apps["components"]["schemas"]["io.k8s.api.core.v1.Container"]["properties"]["ports"];
         assert_eq!(schema["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
         assert_eq!(schema["items"], json!({"$ref": "#/components/schemas/io.k8s.api.core.v1.ContainerPort"}));

@@ -8,18 +8,18 @@ use super::definitions::Flavor;
 pub struct Operation<'r> {
     /// `get`, `post`, …
     pub method: &'static str,
-    /// `list`, `deletecollection`, `connect`, …
+    /// `list`, `deletecollection`, `connect`, …; empty where the path is about no resource.
     pub action: &'static str,
     pub id: String,
     pub tag: String,
     pub summary: String,
-    /// Query parameters besides those of every operation on the path.
+    /// Query parameters, in alphabetical order.
     pub parameters: Vec<Parameter>,
     pub body: Body,
     /// The definition of the answer; `None` for streams and proxies.
     pub answer: Option<String>,
-    /// Group, version and kind that the operation is about.
-    pub kind: (&'r str, &'r str, &'r str),
+    /// Group, version and kind that the operation is about, if it is about one.
+    pub kind: Option<(&'r str, &'r str, &'r str)>,
 }
 
 pub enum Body {
@@ -40,7 +40,7 @@ const PATCH_TYPES: [&str; 4] = [
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
 ];
-const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 const STREAM_TYPES: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 
 impl Operation<'_> {
@@ -55,8 +55,17 @@ impl Operation<'_> {
     }
 
     fn media_types(&self) -> Vec<&'static str> {
-        let streams: &[&str] = if self.action == "list" { &STREAM_TYPES } else { &[] };
-        MEDIA_TYPES.iter().chain(streams).copied().collect()
+        let more: &[&str] = match self.action {
+            "list" | "watch" | "watchlist" => &STREAM_TYPES,
+            "connect" => return vec!["*/*"],
+            _ if self.is_log() => return [&["text/plain"], &MEDIA_TYPES[..]].concat(),
+            _ => &[],
+        };
+        [&MEDIA_TYPES[..], more].concat()
+    }
+
+    fn is_log(&self) -> bool {
+        self.id.ends_with("PodLog")
     }
 
     /// The answers that mean success: created objects and accepted deletions have codes of their own.
@@ -69,17 +78,18 @@ impl Operation<'_> {
         }
     }
 
-    fn render(&self, flavor: Flavor) -> Value {
-        let (group, version, kind) = self.kind;
-        let mut out = json!({
-            "description": self.summary,
-            "operationId": self.id,
-            "tags": [self.tag],
-            "x-kubernetes-action": self.action,
-            "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
-        });
+    /// Without those of `shared`, which stand beside the path's operations.
+    fn render(&self, shared: &[Parameter], flavor: Flavor) -> Value {
+        let mut out = json!({"description": self.summary, "operationId": self.id, "tags": [self.tag]});
+        if !self.action.is_empty() {
+            out["x-kubernetes-action"] = json!(self.action);
+        }
+        if let Some((group, version, kind)) = self.kind {
+            out["x-kubernetes-group-version-kind"] = json!({"group": group, "version": version, "kind": kind});
+        }
+        let own = self.parameters.iter().filter(|parameter| !shared.contains(parameter));
         let mut parameters: Vec<Value> =
-            self.parameters.iter().map(|(name, kind, about)| parameter("query", name, kind, about, flavor)).collect();
+            own.map(|(name, kind, about)| parameter("query", name, kind, about, flavor)).collect();
         let mut responses = Map::new();
         for (code, text) in self.successes() {
             responses.insert((*code).to_owned(), self.response(text, flavor));
@@ -89,13 +99,16 @@ impl Operation<'_> {
         match (flavor, &self.body) {
             (_, Body::None) => {}
             (Flavor::V3, _) => out["requestBody"] = self.request_body(),
-            (Flavor::V2, Body::Object(name)) => parameters.push(body_parameter(name, true)),
-            (Flavor::V2, Body::Optional(name)) => parameters.push(body_parameter(name, false)),
-            (Flavor::V2, Body::Patch) => parameters.push(body_parameter(PATCH, true)),
+            (Flavor::V2, Body::Object(name)) => parameters.insert(0, body_parameter(name, true)),
+            (Flavor::V2, Body::Optional(name)) => parameters.insert(0, body_parameter(name, false)),
+            (Flavor::V2, Body::Patch) => parameters.insert(0, body_parameter(PATCH, true)),
         }
         if flavor == Flavor::V2 {
-            let consumes = if matches!(self.body, Body::Patch) { json!(PATCH_TYPES) } else { json!(["*/*"]) };
-            out["consumes"] = consumes;
+            out["consumes"] = match (&self.body, self.kind) {
+                (Body::Patch, _) => json!(PATCH_TYPES),
+                (_, Some(_)) => json!(["*/*"]),
+                (_, None) => json!(self.media_types()),
+            };
             out["produces"] = json!(self.media_types());
             out["schemes"] = json!(["https"]);
         }
@@ -169,19 +182,26 @@ fn parameter(place: &str, name: &str, kind: &str, about: &str, flavor: Flavor) -
 
 /// The operations of one path, with the parameters that its pattern names.
 pub fn path_item(operations: &[Operation<'_>], path: &str, flavor: Flavor) -> Value {
+    let (first, others) = operations.split_first().map_or((None, operations), |(first, others)| (Some(first), others));
+    let in_all = |parameter: &&Parameter| others.iter().all(|operation| operation.parameters.contains(parameter));
+    let common: Vec<Parameter> = first.iter().flat_map(|o| o.parameters.iter().filter(in_all)).copied().collect();
     let mut item = Map::new();
     for operation in operations {
-        item.insert(operation.method.to_owned(), operation.render(flavor));
+        item.insert(operation.method.to_owned(), operation.render(&common, flavor));
     }
-    let mut shared = Vec::new();
+    let query = common.iter().map(|(name, kind, about)| (*name, parameter("query", name, kind, about, flavor)));
+    let mut shared: Vec<(&str, Value)> = query.collect();
     for (name, about) in
         [("name", "name of the object"), ("namespace", "the namespace of the object"), ("path", "the rest of the URL")]
     {
         if path.contains(&format!("{{{name}}}")) {
-            shared.push(parameter("path", name, "string", about, flavor));
+            shared.push((name, parameter("path", name, "string", about, flavor)));
         }
     }
-    shared.push(parameter("query", "pretty", "string", "If 'true', the answer is indented.", flavor));
-    item.insert("parameters".into(), Value::Array(shared));
+    // What is part of the path comes before a query parameter of the same name.
+    shared.sort_by_key(|(name, parameter)| (*name, parameter["in"] == "query"));
+    if !shared.is_empty() {
+        item.insert("parameters".into(), shared.into_iter().map(|(_, parameter)| parameter).collect());
+    }
     Value::Object(item)
 }

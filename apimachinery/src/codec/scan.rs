@@ -109,7 +109,7 @@ pub fn scalar(value: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-fn skip_space(text: &[u8], mut at: usize) -> usize {
+pub(crate) fn skip_space(text: &[u8], mut at: usize) -> usize {
     while matches!(text.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
         at += 1;
     }
@@ -117,7 +117,7 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
 }
 
 /// `at` is at the opening quote; the answer is just after the closing one.
-fn skip_string(text: &[u8], at: usize) -> Result<usize, ScanError> {
+pub(crate) fn skip_string(text: &[u8], at: usize) -> Result<usize, ScanError> {
     if text.get(at) != Some(&b'"') {
         return Err(ScanError(at));
     }
@@ -132,7 +132,7 @@ fn skip_string(text: &[u8], at: usize) -> Result<usize, ScanError> {
     Err(ScanError(at))
 }
 
-fn skip_value(text: &[u8], at: usize) -> Result<usize, ScanError> {
+pub(crate) fn skip_value(text: &[u8], at: usize) -> Result<usize, ScanError> {
     match text.get(at) {
         Some(b'"') => skip_string(text, at),
         Some(b'{' | b'[') => {
