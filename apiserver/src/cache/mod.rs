@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 pub use freshness::{Freshness, FreshnessError};
-pub use resource::{Objects, ResourceCache, Snapshot, Start, Watch, WatchError, range_within};
+pub use resource::{Objects, ResourceCache, Slot, Snapshot, Start, Watch, WatchError, range_within};
 pub use selection::{ConvertedFields, Seen, Selection};
 pub use stored::{Extracted, KindInfo, Stored};
 pub use watchers::{Delivery, Event, FrameKind};

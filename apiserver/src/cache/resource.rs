@@ -30,13 +30,32 @@ const HISTORY_AGE: Duration = Duration::from_secs(300);
 const SNAPSHOTS_MAX: usize = 64;
 const SNAPSHOT_AGE: Duration = Duration::from_secs(300);
 
-pub type Objects = imbl::OrdMap<Arc<str>, Arc<Stored>>;
+pub type Objects = imbl::OrdMap<Arc<str>, Slot>;
+
+/// An object in a snapshot, and of it what a search looks at first: so that it need not touch what it passes over.
+#[derive(Clone)]
+pub struct Slot {
+    pub(super) marks: u64,
+    pub object: Arc<Stored>,
+}
+
+impl From<Arc<Stored>> for Slot {
+    fn from(object: Arc<Stored>) -> Self {
+        Self { marks: object.meta.label_marks, object }
+    }
+}
 
 /// All objects as of `revision`.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     pub objects: Objects,
     pub revision: u64,
+}
+
+impl Snapshot {
+    pub fn values(&self) -> impl Iterator<Item = &Arc<Stored>> {
+        self.objects.values().map(|slot| &slot.object)
+    }
 }
 
 #[derive(Default)]
@@ -126,17 +145,17 @@ impl ResourceCache {
 
     /// `namespace` is empty for cluster-scoped resources.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Stored>> {
-        self.view.load().objects.get(self.key(namespace, name).as_str()).cloned()
+        self.view.load().objects.get(self.key(namespace, name).as_str()).map(|slot| slot.object.clone())
     }
 
     /// All objects, or those of a namespace, in the order of their keys.
     pub fn list(&self, namespace: Option<&str>) -> Vec<Arc<Stored>> {
         let view = self.view.load();
         match namespace.filter(|namespace| !namespace.is_empty()) {
-            None => view.objects.values().cloned().collect(),
+            None => view.objects.values().map(|slot| slot.object.clone()).collect(),
             Some(namespace) => {
                 let prefix = format!("{}{namespace}/", self.prefix);
-                range_within(&view.objects, &prefix, &prefix).cloned().collect()
+                range_within(&view.objects, &prefix, &prefix).map(|slot| slot.object.clone()).collect()
             }
         }
     }
@@ -242,7 +261,7 @@ impl ResourceCache {
     /// happened in between is not known.
     pub(super) fn fill(&self, entries: Vec<Arc<Stored>>, revision: u64) {
         let mut state = self.state.lock();
-        let objects = entries.into_iter().map(|object| (object.key.clone(), object)).collect();
+        let objects = entries.into_iter().map(|object| (object.key.clone(), Slot::from(object))).collect();
         self.view.store(Arc::new(View { objects, changed: revision, ready: true }));
         state.history.clear();
         state.horizon = revision;
@@ -295,7 +314,7 @@ impl ResourceCache {
             Change::Put(entry) => match Stored::decode(&self.kind, &entry.key, &entry.value, entry.revision) {
                 Ok(object) => {
                     let object = Arc::new(object);
-                    let previous = objects.insert(object.key.clone(), object.clone());
+                    let previous = objects.insert(object.key.clone(), object.clone().into()).map(|slot| slot.object);
                     Some(Event { revision: entry.revision, object, previous, deleted: false, at: now })
                 }
                 Err(error) => {
@@ -305,7 +324,7 @@ impl ResourceCache {
                 }
             },
             Change::Delete { key, revision } => {
-                let previous = objects.remove(key.as_str())?;
+                let previous = objects.remove(key.as_str())?.object;
                 match previous.at_revision(*revision) {
                     Ok(last) => Some(Event {
                         revision: *revision,
@@ -392,7 +411,7 @@ impl Drop for Watch {
 
 /// The objects whose keys begin with `prefix`, which ends with a slash, from the key `from` on, which begins with it.
 /// No key but those at the ends is looked at: they lie all over the memory.
-pub fn range_within<'a>(objects: &'a Objects, prefix: &str, from: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
+pub fn range_within<'a>(objects: &'a Objects, prefix: &str, from: &str) -> impl Iterator<Item = &'a Slot> {
     // `0` is the character after the slash.
     let end: Arc<str> = format!("{}0", prefix.trim_end_matches('/')).into();
     let from: Arc<str> = from.into();

@@ -9,6 +9,7 @@ use apimachinery::status::{Result, Status};
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::resource::Slot;
 use super::stored::{Stored, label_marks};
 use super::watchers::Event;
 
@@ -108,9 +109,9 @@ pub struct Filter<'s> {
 }
 
 impl Filter<'_> {
-    pub fn matches(&self, object: &Stored) -> bool {
-        // One number tells of most objects that they are not meant, without a look at their labels.
-        object.meta.label_marks & self.marks == self.marks && self.selection.matches(object)
+    pub fn matches(&self, slot: &Slot) -> bool {
+        // One number tells of most objects that they are not meant, without a look at them.
+        slot.marks & self.marks == self.marks && self.selection.matches(&slot.object)
     }
 }
 
@@ -149,10 +150,10 @@ impl Selection {
 
     /// To be called with the objects that many calls of `matches` will be about: what has to be converted to be
     /// looked at is converted together, and the error is known before anything is answered.
-    pub fn prepare<'o>(&self, objects: impl Iterator<Item = &'o Arc<Stored>>) -> Result<()> {
+    pub fn prepare<'o>(&self, slots: impl Iterator<Item = &'o Slot>) -> Result<()> {
         let Some(converted) = &self.converted else { return Ok(()) };
         let apart = Self { converted: None, ..self.clone() };
-        let objects: Vec<_> = objects.filter(|object| apart.matches(object)).collect();
+        let objects: Vec<_> = slots.map(|slot| &slot.object).filter(|object| apart.matches(object)).collect();
         converted.learn(&objects)
     }
 
@@ -214,9 +215,10 @@ mod tests {
             Ok(trees.into_iter().map(split).collect())
         });
         let selection = Selection { converted: Some(converted), ..Selection::default() };
-        let objects: Vec<_> = (0..4).map(|index| stored(index, if index == 3 { "81" } else { "80" })).collect();
+        let objects: Vec<_> = (0..4).map(|index| stored(index, if index == 3 { "81" } else { "80" }).into()).collect();
         selection.prepare(objects.iter()).expect("converts");
-        let selected: Vec<_> = objects.iter().filter(|o| selection.matches(o)).map(|o| o.name().to_owned()).collect();
+        let selected = objects.iter().map(|slot| &slot.object).filter(|object| selection.matches(object));
+        let selected: Vec<_> = selected.map(|object| object.name().to_owned()).collect();
         assert_eq!((selected, calls.load(Ordering::Relaxed)), (vec!["o1".to_owned(), "o2".to_owned()], 1));
         assert!(selection.matches(&stored(7, "80")) && selection.matches(&stored(7, "80")));
         assert_eq!(calls.load(Ordering::Relaxed), 2, "a later object is converted alone, once");
@@ -227,7 +229,7 @@ mod tests {
         let fields = FieldSelector::parse("port=80").expect("a selector");
         let converted = ConvertedFields::new(fields, |_| Err(Status::internal("no webhook")));
         let selection = Selection { converted: Some(converted), ..Selection::default() };
-        assert!(selection.prepare([stored(1, "80")].iter()).is_err());
+        assert!(selection.prepare([stored(1, "80").into()].iter()).is_err());
         assert!(selection.failure().is_none());
         assert!(!selection.matches(&stored(1, "80")));
         assert!(selection.failure().is_some());
@@ -241,7 +243,7 @@ mod tests {
             let text = format!("{{\"metadata\":{{\"name\":\"o{index}\",\"labels\":{labels}}}}}");
             Stored::decode(&kind, "/k", text.as_bytes(), 1).expect("an object")
         };
-        let objects: Vec<Stored> = (0..210).map(object).collect();
+        let objects: Vec<Slot> = (0..210).map(|index| Arc::new(object(index)).into()).collect();
         for (text, expected) in [
             ("app=a3", 30),
             ("app=a3,tier=t1", 10),
@@ -254,7 +256,7 @@ mod tests {
             let selection = Selection { labels, ..Selection::default() };
             let filter = selection.filter();
             let filtered = objects.iter().filter(|object| filter.matches(object)).count();
-            let selected = objects.iter().filter(|object| selection.matches(object)).count();
+            let selected = objects.iter().filter(|slot| selection.matches(&slot.object)).count();
             assert_eq!((filtered, selected), (expected, expected), "{text}");
         }
     }

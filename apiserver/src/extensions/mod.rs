@@ -54,7 +54,7 @@ pub async fn run(server: Arc<Server>) {
                 continue;
             }
         };
-        let present = snapshot.map(|snapshot| snapshot.objects).unwrap_or_default();
+        let present = snapshot.unwrap_or_default();
         let gone: Vec<String> = installed
             .keys()
             .filter(|name| !present.values().any(|object| object.name() == name.as_str()))

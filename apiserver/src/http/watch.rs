@@ -94,7 +94,7 @@ fn shared_frames(renderer: &Renderer, watch: &Watch) -> Option<FrameKind> {
 
 fn initial_objects(snapshot: &Snapshot, watch: &Watch) -> VecDeque<Arc<Stored>> {
     let filter = watch.selection.filter();
-    snapshot.objects.values().filter(|object| filter.matches(object)).cloned().collect()
+    snapshot.objects.values().filter(|slot| filter.matches(slot)).map(|slot| slot.object.clone()).collect()
 }
 
 struct Stream {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::get::{be_fresh, parse_version};
 use super::{Call, store_failed};
-use crate::cache::{Selection, Snapshot, Stored, range_within};
+use crate::cache::{Selection, Slot, Snapshot, Stored, range_within};
 
 /// The parameters of a list.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +107,7 @@ async fn snapshot_at(call: &Call<'_>, revision: u64) -> Result<Snapshot> {
         })?;
         for entry in &page.entries {
             match Stored::decode(cache.kind(), &entry.key, &entry.value, entry.revision) {
-                Ok(object) => drop(objects.insert(object.key.clone(), Arc::new(object))),
+                Ok(object) => drop(objects.insert(object.key.clone(), Arc::new(object).into())),
                 Err(error) => tracing::error!(key = entry.key, %error, "cannot read what the store holds"),
             }
         }
@@ -128,13 +128,13 @@ fn page(call: &Call<'_>, options: &ListOptions, snapshot: &Snapshot, prefix: &st
     let mut items = Vec::new();
     while items.len() < limit {
         match rest.next() {
-            Some(object) if filter.matches(object) => items.push(object.clone()),
+            Some(slot) if filter.matches(slot) => items.push(slot.object.clone()),
             Some(_) => {}
             None => break,
         }
     }
     let mut list = List { items, revision: snapshot.revision, ..List::default() };
-    if let Some(next) = rest.find(|object| filter.matches(object)) {
+    if let Some(Slot { object: next, .. }) = rest.find(|slot| filter.matches(slot)) {
         list.continue_token = encode_token(i64::try_from(snapshot.revision).unwrap_or(NOW), &next.key[prefix.len()..]);
         list.remaining = (!options.selection.is_filtered()).then(|| rest.count() + 1);
         if options.continue_token.is_empty() {

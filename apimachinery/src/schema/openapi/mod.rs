@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 pub use custom::CustomKind;
 pub use definitions::Flavor;
 
-use super::{ApiResource, ResourceFacts, builtin};
+use super::{ApiResource, ResourceFacts};
 use crate::meta::GroupVersion;
 
 /// What a definition and its fields are for.
@@ -236,6 +236,7 @@ impl Document {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::builtin;
 
     fn everything() -> Vec<&'static ApiResource> {
         builtin().resources().iter().collect()

@@ -34,7 +34,7 @@ pub async fn run(server: Arc<Server>) {
                 continue;
             }
         };
-        for object in snapshot.map(|snapshot| snapshot.objects).unwrap_or_default().values() {
+        for object in snapshot.unwrap_or_default().values() {
             sync(&server, object).await;
         }
         loop {
