@@ -130,12 +130,14 @@ pub struct FieldError {
     pub value: Value,
     /// How the value is printed, where that is not simply its JSON: objects in the order of their schema.
     pub shown: String,
+    /// The message does not show the value.
+    pub omitted: bool,
     pub detail: String,
 }
 
 impl FieldError {
     fn new(kind: FieldErrorKind, field: impl fmt::Display, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: field.to_string(), value, shown: String::new(), detail: detail.into() }
+        Self { kind, field: field.to_string(), value, shown: String::new(), omitted: false, detail: detail.into() }
     }
 
     pub fn required(field: impl fmt::Display, detail: impl Into<String>) -> Self {
@@ -144,6 +146,11 @@ impl FieldError {
 
     pub fn invalid(field: impl fmt::Display, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Invalid, field, value.into(), detail)
+    }
+
+    /// `Invalid` without the value, which says nothing or is too long.
+    pub fn invalid_omitted(field: impl fmt::Display, detail: impl Into<String>) -> Self {
+        Self { omitted: true, ..Self::new(FieldErrorKind::Invalid, field, Value::Null, detail) }
     }
 
     pub fn type_invalid(field: impl fmt::Display, value: impl Into<Value>, detail: impl Into<String>) -> Self {
@@ -186,6 +193,7 @@ impl FieldError {
     pub fn body(&self) -> String {
         use FieldErrorKind::{Forbidden, Internal, Required, TooLong, TypeInvalid};
         let mut text = match self.kind {
+            _ if self.omitted => self.kind.text().to_owned(),
             Required | Forbidden | TooLong | Internal | TypeInvalid if self.value.is_null() => {
                 self.kind.text().to_owned()
             }

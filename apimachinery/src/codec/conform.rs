@@ -201,8 +201,7 @@ fn bytes(text: &str) -> Result<(), DecodeError> {
 }
 
 fn time(text: &str, micro: bool) -> Result<String, DecodeError> {
-    let time: Timestamp = text.parse().map_err(|_| DecodeError::Time(text.to_owned()))?;
-    Ok(format_time(time, micro))
+    Ok(format_time(super::time::parse(text, micro).map_err(DecodeError::Time)?, micro))
 }
 
 /// As upstream prints `Time` and `MicroTime`.

@@ -5,10 +5,12 @@
 //! size, depth, aliases.
 
 mod conform;
+mod internal;
 pub mod json;
 mod order;
 pub mod proto;
 pub mod scan;
+mod time;
 mod tree;
 pub mod yaml;
 
@@ -47,7 +49,7 @@ pub enum DecodeError {
     ValueType { value: String, expected: String },
     #[error("{0}")]
     Quantity(#[source] crate::meta::QuantityError),
-    #[error("parsing time {0:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {0:?} as \"2006\"")]
+    #[error("{0}")]
     Time(String),
     #[error("illegal base64 data at input byte {0}")]
     Base64(usize),

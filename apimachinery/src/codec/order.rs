@@ -1,10 +1,11 @@
-//! Prints objects in the order of their schema's fields, as Go prints structs. Only messages need it: the order of
-//! fields in answers is nobody's business.
+//! Prints objects in the order of their schema's fields, as Go prints structs, or as Go's internal types where
+//! complaints show those. Only messages need it: the order of fields in answers is nobody's business.
 
 use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::internal;
 use crate::schema::{Schema, Shape};
 use crate::status::FieldError;
 
@@ -30,7 +31,12 @@ fn at<'s>(root: &'s Schema, path: &str) -> Option<&'s Schema> {
     })
 }
 
-fn print(value: &Value, schema: Option<&Schema>, out: &mut String) {
+pub(super) fn print(value: &Value, schema: Option<&Schema>, out: &mut String) {
+    if value.is_object()
+        && let Some(fields) = schema.and_then(internal::fields_of)
+    {
+        return internal::print_object(value, schema, fields, out);
+    }
     match value {
         Value::Array(items) => {
             out.push('[');
@@ -88,6 +94,7 @@ mod tests {
             "",
         );
         show_in_order(&mut container, schema);
-        assert_eq!(container.shown, r#"{"name":"x","protocol":"TCP"}"#);
+        let expected = r#"{"Name":"x","HostPort":0,"ContainerPort":0,"Protocol":"TCP","HostIP":""}"#;
+        assert_eq!(container.shown, expected, "an internal type");
     }
 }

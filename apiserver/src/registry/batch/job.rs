@@ -27,7 +27,7 @@ const COLUMNS: &[Column] = &[
 const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
 const NAME_LABELS: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
 
-static STATUS: StatusOf = StatusOf::new().validated(validation::batch::job_status_update);
+static STATUS: StatusOf = StatusOf::new().validated(validation::job_status::job_status_update);
 
 /// Labels the template with the job's uid and name and selects by the uid, unless the user does that himself.
 pub fn generate_selector(obj: &mut Value) {

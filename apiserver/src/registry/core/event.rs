@@ -107,11 +107,11 @@ impl Strategy for Event {
     fn prepare_for_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) {}
 
     fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
-        validation::core::event(obj)
+        validation::event::event(obj)
     }
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, _old: &Value) -> Vec<FieldError> {
-        validation::core::event(obj)
+        validation::event::event(obj)
     }
 
     fn allow_create_on_update(&self) -> bool {
@@ -190,12 +190,12 @@ impl Strategy for NewerEvent {
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, _obj: &mut Value, _old: &Value) {}
 
-    fn validate_create(&self, cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
-        Event.validate_create(cx, obj)
+    fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
+        validation::event::newer_event(obj)
     }
 
-    fn validate_update(&self, cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
-        Event.validate_update(cx, obj, old)
+    fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
+        validation::event::newer_event_update(obj, old)
     }
 
     fn allow_create_on_update(&self) -> bool {

@@ -5,12 +5,21 @@ use apimachinery::meta::validation::is_dns1123_label;
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::{Errors, Path, immutable, label_selector, non_negative, one_of, pod, required, required_one_of};
+use super::networking::domain_prefixed_path;
+use super::{
+    Errors, Path, immutable, job_policies, label_selector, non_negative, one_of_given, pod, required, required_one_of,
+};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
+use crate::registry::tables::has_condition;
 
 /// Pods at once, of jobs that number their pods.
 const MAX_INDEXED_PARALLELISM: i64 = 100_000;
+const MAX_FAILED_INDEXES: i64 = 100_000;
+/// More completions than this put limits on other fields.
+const MANY_COMPLETIONS: i64 = 100_000;
+const LIMIT_OF_MANY: i64 = 10_000;
+const MAX_MANAGED_BY: usize = 63;
 
 pub fn job(obj: &Value) -> Errors {
     let mut errors = Errors::new();
@@ -56,9 +65,9 @@ fn selector(spec: &Value, errors: &mut Errors) {
     let path = Path::SPEC.field("selector");
     if spec["selector"].is_null() {
         errors.push(FieldError::required(path, ""));
-        return;
+    } else {
+        label_selector(&spec["selector"], path, errors);
     }
-    label_selector(&spec["selector"], path, errors);
     let labels = &spec["template"]["metadata"]["labels"];
     if LabelSelector::from_json(&spec["selector"]).is_ok_and(|s| !s.matches_value(labels)) {
         let detail = "`selector` does not match template `labels`";
@@ -95,28 +104,46 @@ fn job_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     if !spec["maxFailedIndexes"].is_null() && spec["backoffLimitPerIndex"].is_null() {
         errors.push(FieldError::required(path.field("backoffLimitPerIndex"), "when maxFailedIndexes is specified"));
     }
-    one_of(spec, "completionMode", &["NonIndexed", "Indexed"], path, errors);
-    if spec["completionMode"] == "Indexed" {
+    if let Some(manager) = spec["managedBy"].as_str() {
+        managed_by(manager, path.field("managedBy"), errors);
+    }
+    one_of_given(spec, "completionMode", &["NonIndexed", "Indexed"], path, errors);
+    let mode = spec["completionMode"].as_str().unwrap_or("NonIndexed");
+    if mode == "Indexed" {
         indexed(spec, path, errors);
-    } else {
-        for field in ["backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"] {
-            if !spec[field].is_null() {
-                errors.push(FieldError::invalid(
-                    path.field(field),
-                    spec[field].clone(),
-                    "requires indexed completion mode",
-                ));
-            }
-        }
     }
-    one_of(spec, "podReplacementPolicy", &["Failed", "TerminatingOrFailed"], path, errors);
-    if !spec["podFailurePolicy"].is_null() && spec["podReplacementPolicy"] == "TerminatingOrFailed" {
-        let policy = spec["podReplacementPolicy"].clone();
-        errors.push(FieldError::not_supported(path.field("podReplacementPolicy"), policy, &["Failed"]));
+    let by_number: &[&str] = match mode {
+        "Indexed" => &[],
+        "NonIndexed" => &["backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"],
+        _ => &["successPolicy"],
+    };
+    for field in by_number.iter().filter(|field| !spec[**field].is_null()) {
+        let detail = "requires indexed completion mode";
+        errors.push(FieldError::invalid(path.field(field), spec[*field].clone(), detail));
     }
-    failure_policy(spec, path, errors);
+    if !spec["podFailurePolicy"].is_null() {
+        job_policies::failure(spec, path, errors);
+    }
+    if mode == "Indexed" && !spec["successPolicy"].is_null() {
+        job_policies::success(spec, path, errors);
+    }
+    let replacements: &[&str] =
+        if spec["podFailurePolicy"].is_null() { &["Failed", "TerminatingOrFailed"] } else { &["Failed"] };
+    one_of_given(spec, "podReplacementPolicy", replacements, path, errors);
     pod::template_at(&spec["template"], path.field("template"), errors);
     restart_policy(spec, path, errors);
+}
+
+/// Who runs the job, when it is not the job controller.
+fn managed_by(manager: &str, path: Path<'_>, errors: &mut Errors) {
+    if manager.is_empty() {
+        errors.push(FieldError::required(path, ""));
+    } else {
+        domain_prefixed_path(manager, path, errors);
+    }
+    if manager.len() > MAX_MANAGED_BY {
+        errors.push(FieldError::too_long(path, MAX_MANAGED_BY));
+    }
 }
 
 fn indexed(spec: &Value, path: Path<'_>, errors: &mut Errors) {
@@ -131,6 +158,29 @@ fn indexed(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     if let Some(failed) = spec["maxFailedIndexes"].as_i64().filter(|f| *f > completions) {
         let detail = "must be less than or equal to completions";
         errors.push(FieldError::invalid(path.field("maxFailedIndexes"), failed, detail));
+    }
+    if let Some(failed) = spec["maxFailedIndexes"].as_i64().filter(|f| *f > MAX_FAILED_INDEXES) {
+        let detail = format!("must be less than or equal to {MAX_FAILED_INDEXES}");
+        errors.push(FieldError::invalid(path.field("maxFailedIndexes"), failed, detail));
+    }
+    if completions > MANY_COMPLETIONS && !spec["backoffLimitPerIndex"].is_null() {
+        many_indexes(spec, path, errors);
+    }
+}
+
+/// Jobs with very many pods that each have a limit of their own keep their lists of indexes short.
+fn many_indexes(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    if spec["maxFailedIndexes"].is_null() {
+        let detail = format!("must be specified when completions is above {MANY_COMPLETIONS}");
+        errors.push(FieldError::required(path.field("maxFailedIndexes"), detail));
+    }
+    for field in ["parallelism", "maxFailedIndexes"] {
+        if let Some(count) = spec[field].as_i64().filter(|count| *count > LIMIT_OF_MANY) {
+            let detail = format!(
+                "must be less than or equal to {LIMIT_OF_MANY} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index"
+            );
+            errors.push(FieldError::invalid(path.field(field), count, detail));
+        }
     }
 }
 
@@ -147,39 +197,6 @@ fn restart_policy(spec: &Value, path: Path<'_>, errors: &mut Errors) {
         "OnFailure" | "Never" => {}
         other => errors.push(FieldError::not_supported(path, other, &["OnFailure", "Never"])),
     }
-}
-
-fn failure_policy(spec: &Value, path: Path<'_>, errors: &mut Errors) {
-    let path = path.field("podFailurePolicy");
-    super::each(&spec["podFailurePolicy"], "rules", path, errors, |rule, path, errors| {
-        required_one_of(rule, "action", &["Count", "FailIndex", "FailJob", "Ignore"], path, errors);
-        let (codes, conditions) = (&rule["onExitCodes"], rule.list_at(&["onPodConditions"]));
-        if codes.is_null() && conditions.is_empty() {
-            let detail = "specifying one of OnExitCodes and OnPodConditions is required";
-            errors.push(FieldError::invalid(path, rule.clone(), detail));
-        } else if !codes.is_null() && !conditions.is_empty() {
-            let detail = "specifying both OnExitCodes and OnPodConditions is not supported";
-            errors.push(FieldError::invalid(path, rule.clone(), detail));
-        }
-        if codes.is_object() {
-            let path = path.field("onExitCodes");
-            required_one_of(codes, "operator", &["In", "NotIn"], path, errors);
-            if codes.list_at(&["values"]).is_empty() {
-                errors.push(FieldError::invalid(
-                    path.field("values"),
-                    codes["values"].clone(),
-                    "at least one value is required",
-                ));
-            }
-            if codes["operator"] == "In" && codes.list_at(&["values"]).iter().any(|v| v == 0) {
-                errors.push(FieldError::invalid(
-                    path.field("values"),
-                    codes["values"].clone(),
-                    "must not be 0 for the In operator",
-                ));
-            }
-        }
-    });
 }
 
 pub fn job_update(obj: &Value, old: &Value) -> Errors {
@@ -200,66 +217,48 @@ pub fn job_update(obj: &Value, old: &Value) -> Errors {
 
 /// Indexed jobs may grow and shrink as long as all their pods run at once.
 fn completions(spec: &Value, stored: &Value, errors: &mut Errors) {
-    if spec["completions"] == stored["completions"] {
+    let wanted = &spec["completions"];
+    if wanted == &stored["completions"] {
         return;
     }
-    let elastic =
-        spec["completionMode"] == "Indexed" && !spec["completions"].is_null() && !stored["completions"].is_null();
-    if !elastic {
-        errors.push(FieldError::invalid("spec.completions", spec["completions"].clone(), super::IMMUTABLE));
-    } else if spec["completions"] != spec["parallelism"] {
+    if spec["completionMode"] != "Indexed" {
+        errors.push(FieldError::invalid("spec.completions", wanted.clone(), super::IMMUTABLE));
+    } else if !wanted.is_null() && wanted != &spec["parallelism"] {
         let detail = "can only be modified in tandem with spec.parallelism";
-        errors.push(FieldError::invalid("spec.completions", spec["completions"].clone(), detail));
+        errors.push(FieldError::invalid("spec.completions", wanted.clone(), detail));
     }
 }
 
-/// A suspended job that has not started may still change where its pods run and what they use.
+/// A suspended job without pods may still change where its pods will run and what they will use.
 fn template_unchanged(obj: &Value, old: &Value, errors: &mut Errors) {
-    let mutable = old["spec"]["suspend"] == true && old["status"]["startTime"].is_null();
-    let relevant = |value: &Value| {
-        let mut template = value["spec"]["template"].clone();
-        if mutable {
-            for field in ["nodeSelector", "tolerations", "schedulingGates", "affinity"] {
-                template.remove_at(&["spec", field]);
-            }
-            for field in ["annotations", "labels"] {
-                template.remove_at(&["metadata", field]);
-            }
-            for list in ["containers", "initContainers"] {
-                for container in template.list_at_mut(&["spec", list]).into_iter().flatten() {
-                    container.remove_at(&["resources"]);
-                }
-            }
+    let suspended = old["spec"]["suspend"] == true;
+    let idle = old["status"]["startTime"].is_null() || has_condition(old, "Suspended");
+    let mutable = suspended && idle && old["status"]["active"].as_i64().unwrap_or(0) == 0;
+    let (template, stored) = (&obj["spec"]["template"], &old["spec"]["template"]);
+    if !mutable {
+        if !same(template, stored) {
+            errors.push(FieldError::invalid("spec.template", template.clone(), super::IMMUTABLE));
         }
-        template
-    };
-    if !same(&relevant(obj), &relevant(old)) {
-        errors.push(FieldError::invalid("spec.template", obj["spec"]["template"].clone(), super::IMMUTABLE));
+        return;
+    }
+    if !same(&fixed_part(&template["spec"]), &fixed_part(&stored["spec"])) {
+        errors.push(FieldError::invalid("spec.template.spec", template["spec"].clone(), super::IMMUTABLE));
     }
 }
 
-pub fn job_status_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["active", "succeeded", "failed", "ready", "terminating"] {
-        non_negative(&obj["status"], field, Path::STATUS, &mut errors);
+/// A pod's spec without what a suspended job may change.
+fn fixed_part(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    for field in ["nodeSelector", "tolerations", "schedulingGates"] {
+        pod.remove_at(&[field]);
     }
-    let holds = |obj: &Value, kind: &str| crate::registry::tables::has_condition(obj, kind);
-    for kind in ["Failed", "Complete", "FailureTarget"] {
-        if holds(old, kind) && !holds(obj, kind) {
-            let detail = format!("cannot disable the terminal {kind}=True condition");
-            errors.push(FieldError::invalid("status.conditions", Value::Null, detail));
+    pod.remove_at(&["affinity", "nodeAffinity"]);
+    for list in ["containers", "initContainers"] {
+        for container in pod.list_at_mut(&[list]).into_iter().flatten() {
+            container.remove_at(&["resources"]);
         }
     }
-    for field in ["failed", "succeeded"] {
-        let (new, stored) = (obj["status"][field].as_i64().unwrap_or(0), old["status"][field].as_i64().unwrap_or(0));
-        if new < stored && field == "succeeded" && old["spec"]["completionMode"] != "Indexed"
-            || new < stored && field == "failed"
-        {
-            let detail = format!("cannot decrease the {field} counter");
-            errors.push(FieldError::invalid(Path::STATUS.field(field), new, detail));
-        }
-    }
-    errors
+    pod
 }
 
 pub fn cron_job(obj: &Value) -> Errors {
@@ -278,6 +277,11 @@ pub fn cron_job(obj: &Value) -> Errors {
     let path = Path::SPEC.field("jobTemplate");
     let template = &spec["jobTemplate"]["spec"];
     job_spec(template, path.field("spec"), &mut errors);
+    if !template["selector"].is_null() {
+        let path = path.field("spec");
+        let detail = "`selector` will be auto-generated";
+        errors.push(FieldError::invalid(path.field("selector"), template["selector"].clone(), detail));
+    }
     if template["manualSelector"] == true {
         let path = path.field("spec");
         errors.push(FieldError::not_supported(path.field("manualSelector"), true, &["nil", "false"]));

@@ -328,47 +328,6 @@ pub fn node_update(obj: &Value, old: &Value) -> Errors {
     errors
 }
 
-pub fn event(obj: &Value) -> Errors {
-    const DETAIL: &str = "does not match event.namespace";
-    let mut errors = Errors::new();
-    let (namespace, involved) = (obj.namespace(), obj.str_at(&["involvedObject", "namespace"]));
-    let is_old = obj["eventTime"].is_null();
-    let agree = match (is_old, involved) {
-        (true, "") => matches!(namespace, "" | "default"),
-        (true, involved) => namespace == involved,
-        (false, "") => matches!(namespace, "default" | "kube-system"),
-        (false, _) => true,
-    };
-    if !agree {
-        errors.push(FieldError::invalid("involvedObject.namespace", involved, DETAIL));
-    }
-    if !is_old {
-        newer_event(obj, &mut errors);
-    }
-    errors
-}
-
-/// Events with a time of their own say who reports what.
-fn newer_event(obj: &Value, errors: &mut Errors) {
-    let reporter = obj.str_at(&["reportingComponent"]);
-    let path = Path::Root("reportingComponent");
-    if reporter.is_empty() {
-        errors.push(FieldError::required(path, ""));
-    }
-    complain(is_qualified_name(reporter), reporter, path, errors);
-    let limits =
-        [("reportingInstance", 128, true), ("action", 128, true), ("reason", 128, true), ("message", 1024, false)];
-    for (field, limit, needed) in limits {
-        let text = obj.str_at(&[field]);
-        if needed && text.is_empty() {
-            errors.push(FieldError::required(field, ""));
-        }
-        if text.len() > limit {
-            errors.push(FieldError::invalid(field, "", format!("can have at most {limit} characters")));
-        }
-    }
-}
-
 pub fn limit_range(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let mut seen = Vec::new();
@@ -546,15 +505,5 @@ mod tests {
         }
         let errors = secret_update(&json!({"type": "b"}), &json!({"type": "a"}));
         assert_eq!(texts(&errors), [r#"type: Invalid value: "b": field is immutable"#]);
-    }
-
-    #[test]
-    fn events_live_beside_their_object() {
-        let event_in = |namespace: &str, involved: &str| {
-            event(&json!({"metadata": {"namespace": namespace}, "involvedObject": {"namespace": involved}}))
-        };
-        assert!(event_in("a", "a").is_empty() && event_in("default", "").is_empty());
-        let expected = [r#"involvedObject.namespace: Invalid value: "b": does not match event.namespace"#];
-        assert_eq!(texts(&event_in("a", "b")), expected);
     }
 }
