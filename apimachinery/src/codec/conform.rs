@@ -380,6 +380,34 @@ pub fn complete(value: &mut Value, schema: &Schema) {
     }
 }
 
+/// Lists and maps without content become null where they are always printed: the store's protobuf does not tell the
+/// two apart, so upstream forgets which it was. Call it on what is about to be stored.
+pub fn forget_emptiness(value: &mut Value, schema: &Schema) {
+    if schema.custom {
+        return;
+    }
+    match (&schema.shape, value) {
+        (Shape::Object(object), Value::Object(map)) => {
+            for (name, value) in map.iter_mut() {
+                let Some(field) = object.field(name) else { continue };
+                let is_empty = match (&field.schema.shape, &*value) {
+                    (Shape::List(_), Value::Array(items)) => items.is_empty(),
+                    (Shape::Map(_), Value::Object(entries)) => entries.is_empty(),
+                    _ => false,
+                };
+                if is_empty {
+                    *value = Value::Null;
+                } else {
+                    forget_emptiness(value, &field.schema);
+                }
+            }
+        }
+        (Shape::Map(inner), Value::Object(map)) => map.values_mut().for_each(|v| forget_emptiness(v, &inner.value)),
+        (Shape::List(list), Value::Array(items)) => items.iter_mut().for_each(|v| forget_emptiness(v, &list.item)),
+        _ => {}
+    }
+}
+
 /// Whether `complete` would add nothing.
 pub fn is_complete(value: &Value, schema: &Schema) -> bool {
     if schema.custom {
@@ -430,6 +458,17 @@ mod tests {
             json!({"metadata": {"name": "a"}, "spec": {"selector": null, "strategy": {}, "template": {"metadata": {},
                 "spec": {"containers": [{"name": "c", "resources": {}}]}}}, "status": {}})
         );
+    }
+
+    #[test]
+    fn emptiness_is_forgotten() {
+        let schema = builtin().kind_of("rbac.authorization.k8s.io", "v1", "Role").expect("known");
+        let mut value = json!({"metadata": {"name": "a"}, "rules": []});
+        forget_emptiness(&mut value, schema);
+        assert_eq!(value, json!({"metadata": {"name": "a"}, "rules": null}));
+        let mut value = json!({"rules": [{"verbs": [], "resources": ["pods"]}]});
+        forget_emptiness(&mut value, schema);
+        assert_eq!(value, json!({"rules": [{"verbs": null, "resources": ["pods"]}]}));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod yaml;
 
 use serde_json::Value;
 
-pub use conform::{complete, conform, is_complete};
+pub use conform::{complete, conform, forget_emptiness, is_complete};
 pub use order::show_in_order;
 
 /// No body is decoded that is larger than this, in bytes; the HTTP layer has tighter limits of its own.

@@ -6,11 +6,15 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::internal;
-use crate::schema::{Schema, Shape};
-use crate::status::FieldError;
+use crate::schema::{Scalar, Schema, Shape};
+use crate::status::{FieldError, FieldErrorKind};
 
 /// Makes an error show its value in the order of the schema that its path leads to, from `root` on.
 pub fn show_in_order(error: &mut FieldError, root: &Schema) {
+    if error.value.is_null() && error.kind == FieldErrorKind::Invalid && !error.omitted && error.shown.is_empty() {
+        error.shown = zero_at(root, &error.field).unwrap_or_default().into();
+        return;
+    }
     if !(error.value.is_object() || error.value.is_array()) {
         return;
     }
@@ -29,6 +33,18 @@ fn at<'s>(root: &'s Schema, path: &str) -> Option<&'s Schema> {
         let field = schema.child(name)?;
         (0..indices).try_fold(field, |schema, _| schema.item())
     })
+}
+
+/// How Go prints a field that is not there: a text without a pointer cannot be null.
+fn zero_at(root: &Schema, path: &str) -> Option<&'static str> {
+    let (holder, last) = path.rsplit_once('.').map_or((Some(root), path), |(parent, last)| (at(root, parent), last));
+    let field = holder?.as_object()?.field(last).filter(|field| !field.pointer)?;
+    match &field.schema.shape {
+        Shape::Scalar(Scalar::String) => Some("\"\""),
+        Shape::Scalar(Scalar::Int32 | Scalar::Int64) => Some("0"),
+        Shape::Scalar(Scalar::Bool) => Some("false"),
+        _ => None,
+    }
 }
 
 pub(super) fn print(value: &Value, schema: Option<&Schema>, out: &mut String) {
@@ -96,5 +112,10 @@ mod tests {
         show_in_order(&mut container, schema);
         let expected = r#"{"Name":"x","HostPort":0,"ContainerPort":0,"Protocol":"TCP","HostIP":""}"#;
         assert_eq!(container.shown, expected, "an internal type");
+        for (path, expected) in [("spec.template.spec.hostname", "\"\""), ("spec.replicas", ""), ("spec.selector", "")] {
+            let mut absent = FieldError::invalid(path, Value::Null, "");
+            show_in_order(&mut absent, schema);
+            assert_eq!(absent.shown, expected, "{path}");
+        }
     }
 }

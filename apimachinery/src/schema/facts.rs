@@ -161,11 +161,21 @@ fn attribute(word: &'static str, field: &mut Field, about: &mut TypeAttributes) 
         ("pk", key) => field.merge_key = Some(name(key)),
         ("go", go) => {
             about.wrapped = go == "Verbs";
-            field.go_type = Some(if go.contains('.') { name(go) } else { Name::Owned(format!("v1.{go}")) });
+            field.go_type = Some(go_name(go));
         }
         _ => return None,
     }
     Some(())
+}
+
+/// Go's name of a type: with the name of its package, which importers may have given another (`corev1`).
+fn go_name(go: &'static str) -> Name {
+    let Some((package, kind)) = go.split_once('.') else { return Name::Owned(format!("v1.{go}")) };
+    let versioned = package.rfind('v').filter(|at| package[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
+    match versioned {
+        Some(at) if at > 0 => Name::Owned(format!("{}.{kind}", &package[at..])),
+        _ => name(go),
+    }
 }
 
 fn kind_of(builtin: &Builtin, kind: &'static str, about: &TypeAttributes) -> Option<SchemaRef> {

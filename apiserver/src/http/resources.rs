@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::negotiate::{self, Format, Shape};
 use super::render::{self, Renderer};
 use super::table::IncludeObject;
-use super::{RequestInfo, Response, watch};
+use super::{RequestInfo, Response, other_kind::other_kind, watch};
 use crate::admission::{Operation, Warnings};
 use crate::auth::UserInfo;
 use crate::cache::{ConvertedFields, Selection, Start, WatchError};
@@ -464,13 +464,7 @@ impl Request<'_> {
         if (kind.is_empty() || kind == gvk.kind) && (api_version.is_empty() || api_version == gvk.api_version()) {
             return Ok(());
         }
-        let given = apimachinery::meta::GroupVersion::parse(api_version).unwrap_or_default();
-        Err(Status::bad_request(format!(
-            "{kind} in version {:?} cannot be handled as a {}: no kind {kind:?} is registered for version {given:?}",
-            given.version,
-            gvk.kind,
-            given = given.to_string(),
-        )))
+        Err(other_kind(kind, api_version, gvk))
     }
 
     fn patch_body(&self, warnings: &mut Vec<String>) -> Result<Patch> {

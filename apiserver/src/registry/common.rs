@@ -90,6 +90,8 @@ pub struct StatusOf {
     pub validate: fn(&Value, &Value) -> Vec<FieldError>,
     /// Fields of `metadata` that this way of writing leaves alone.
     pub kept: &'static [&'static str],
+    /// What writers of the status never own.
+    pub reset: &'static [&'static [&'static str]],
 }
 
 impl Default for StatusOf {
@@ -100,11 +102,16 @@ impl Default for StatusOf {
 
 impl StatusOf {
     pub const fn new() -> Self {
-        Self { validate: |_, _| Vec::new(), kept: &["generation", "deletionTimestamp"] }
+        Self { validate: |_, _| Vec::new(), kept: &["generation", "deletionTimestamp"], reset: &[&["spec"]] }
     }
 
     pub const fn keeping(mut self, metadata: &'static [&'static str]) -> Self {
         self.kept = metadata;
+        self
+    }
+
+    pub const fn resetting(mut self, fields: &'static [&'static [&'static str]]) -> Self {
+        self.reset = fields;
         self
     }
 
@@ -129,7 +136,7 @@ impl Strategy for StatusOf {
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
-        &[&["spec"]]
+        self.reset
     }
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::common::{self, StatusOf};
+use super::object::ObjectExt;
 use super::strategy::{Column, Cx, NameRule, Strategy, Subresource};
 use super::tables;
 
@@ -16,6 +17,8 @@ pub enum Shape {
     Plain,
     /// The generation counts changes of everything but `metadata`.
     Counted,
+    /// The generation is 1 and stays so.
+    Numbered,
     /// A status that only its subresource writes.
     WithStatus,
     /// Both.
@@ -29,7 +32,10 @@ pub struct Declared {
     pub columns: &'static [Column],
     pub row: fn(&Value, Timestamp) -> Vec<Value>,
     pub rules: fn(&Value) -> Vec<FieldError>,
+    pub create_rules: fn(&Value) -> Vec<FieldError>,
     pub update_rules: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Fields of features that are off: dropped unless the stored object has them.
+    pub gated: &'static [&'static [&'static str]],
     pub name_rule: NameRule,
     pub create_on_update: bool,
     pub unconditional_update: bool,
@@ -48,7 +54,9 @@ impl Declared {
             columns: NAME_AND_AGE,
             row: |obj, now| vec![tables::name(obj), tables::age(obj, now)],
             rules: |_| Vec::new(),
+            create_rules: |_| Vec::new(),
             update_rules: |_, _| Vec::new(),
+            gated: &[],
             name_rule: NameRule::Dns1123Subdomain,
             create_on_update: false,
             unconditional_update: true,
@@ -72,6 +80,17 @@ impl Declared {
     /// Rules for every write.
     pub const fn rules(mut self, rules: fn(&Value) -> Vec<FieldError>) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// Rules for new objects, beside those for every write.
+    pub const fn create_rules(mut self, rules: fn(&Value) -> Vec<FieldError>) -> Self {
+        self.create_rules = rules;
+        self
+    }
+
+    pub const fn gated(mut self, fields: &'static [&'static [&'static str]]) -> Self {
+        self.gated = fields;
         self
     }
 
@@ -144,8 +163,11 @@ impl Strategy for Declared {
             common::empty_status(obj);
             (self.default)(obj);
         }
-        if self.shape.is_counted() {
+        if self.shape.is_counted() || self.shape == Shape::Numbered {
             common::set_generation(obj, 1);
+        }
+        for field in self.gated {
+            obj.remove_at(field);
         }
     }
 
@@ -156,10 +178,15 @@ impl Strategy for Declared {
         if self.shape.is_counted() {
             common::count_change(obj, old, same_content(obj, old));
         }
+        for field in self.gated.iter().filter(|field| old.at(field).is_none()) {
+            obj.remove_at(field);
+        }
     }
 
     fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
-        (self.rules)(obj)
+        let mut errors = (self.rules)(obj);
+        errors.extend((self.create_rules)(obj));
+        errors
     }
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {

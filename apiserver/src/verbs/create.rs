@@ -90,6 +90,7 @@ async fn check_and_put(call: &Call<'_>, name: &str, object: &mut Value) -> Resul
         return Err(call.invalid(name, errors));
     }
     call.validate_admission(Operation::Create, name, object, None).await?;
+    call.forget_emptiness(object);
     let exists = || Status::already_exists(&call.resource.group_resource, name);
     if call.options.dry_run {
         return if call.current(name).await?.is_some() { Err(exists()) } else { Ok(None) };

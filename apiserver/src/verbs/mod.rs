@@ -26,6 +26,8 @@ use crate::registry::{Resource, Served};
 use crate::server::Server;
 use crate::storage::StoreError;
 
+const EXTENSIONS: &str = "apiextensions.k8s.io";
+
 /// One operation on one resource, after authorization.
 pub struct Call<'a> {
     pub server: &'a Arc<Server>,
@@ -186,6 +188,14 @@ impl<'a> Call<'a> {
     fn complete(&self, object: &mut Value) {
         if let Some(schema) = &self.resource.schema {
             codec::complete(object, schema);
+        }
+    }
+
+    /// Brings the object into the form that it has when it comes back from the store. Definitions of custom resources
+    /// are stored as JSON and come back as they went.
+    fn forget_emptiness(&self, object: &mut Value) {
+        if let Some(schema) = self.resource.schema.as_ref().filter(|_| self.resource.storage.group != EXTENSIONS) {
+            codec::forget_emptiness(object, schema);
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use apimachinery::meta::GroupKind;
 use apimachinery::status::{FieldError, Result, Status};
 use serde_json::Value;
 
@@ -145,7 +146,10 @@ fn check_preconditions(call: &Call<'_>, object: &Value, old: &Value) -> Result<(
     if given.is_empty() || given == "0" {
         if !call.strategy().allow_unconditional_update() {
             let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
-            return Err(Status::invalid(&call.resource.group_kind(), &call.name, &[error]));
+            // Upstream names the resource where other complaints name the kind.
+            let resource = &call.resource.group_resource;
+            let kind = GroupKind::new(resource.group.clone(), resource.resource.clone());
+            return Err(Status::invalid(&kind, &call.name, &[error]));
         }
     } else if given != old.resource_version() {
         return Err(call.conflict(&call.name, MODIFIED));
@@ -174,6 +178,7 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
         return Err(call.invalid(&call.name, errors));
     }
     call.validate_admission(Operation::Update, &call.name, object, Some(old)).await?;
+    call.forget_emptiness(object);
     object.metadata_mut().insert("resourceVersion".into(), old.resource_version().into());
     let warnings = strategy.warnings(&cx, object, Some(old));
     let written =

@@ -29,10 +29,34 @@ const COLUMNS: &[Column] = &[
 /// Counts that the status always carries, even as zero.
 const COUNTS: [&str; 4] = ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
 
-/// Counts templates; only the oldest clients look at it, under this annotation.
+/// Counts templates; only the oldest clients look at it, under this annotation. Upstream keeps it in a field of its
+/// own, which every object has when it becomes JSON.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
-static STATUS: StatusOf = StatusOf::new();
+static PLAIN_STATUS: StatusOf = StatusOf::new().validated(validation::apps::daemon_set_status);
+static STATUS: Status = Status;
+
+/// Writes of the status leave the count of templates alone, although it is among the annotations.
+struct Status;
+
+impl Strategy for Status {
+    fn prepare_for_update(&self, cx: &Cx<'_>, obj: &mut Value, old: &Value) {
+        PLAIN_STATUS.prepare_for_update(cx, obj, old);
+        set_template_generation(obj, template_generation(old));
+    }
+
+    fn validate_update(&self, cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
+        PLAIN_STATUS.validate_update(cx, obj, old)
+    }
+
+    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
+        PLAIN_STATUS.reset_fields()
+    }
+}
+
+fn template_generation(obj: &Value) -> i64 {
+    obj.annotation(TEMPLATE_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
 
 fn set_template_generation(obj: &mut Value, generation: i64) {
     obj.ensure_object(&["metadata", "annotations"]).insert(TEMPLATE_GENERATION.into(), generation.to_string().into());
@@ -41,6 +65,7 @@ fn set_template_generation(obj: &mut Value, generation: i64) {
 impl Strategy for DaemonSet {
     fn default(&self, obj: &mut Value) {
         defaults::apps::daemon_set(obj);
+        set_template_generation(obj, template_generation(obj));
     }
 
     fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
@@ -48,16 +73,12 @@ impl Strategy for DaemonSet {
         for count in COUNTS {
             obj["status"][count] = 0.into();
         }
-        let given = obj.annotation(TEMPLATE_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(0);
-        set_template_generation(obj, i64::max(given, 1));
+        set_template_generation(obj, i64::max(template_generation(obj), 1));
     }
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         let changed = !common::same(&obj["spec"]["template"], &old["spec"]["template"]);
-        let stored: i64 = old.annotation(TEMPLATE_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(0);
-        if stored + i64::from(changed) > 0 {
-            set_template_generation(obj, stored + i64::from(changed));
-        }
+        set_template_generation(obj, template_generation(old) + i64::from(changed));
         common::update(obj, old);
     }
 

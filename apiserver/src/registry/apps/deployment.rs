@@ -31,7 +31,10 @@ pub const SCALE: ScalePaths = ScalePaths {
 };
 
 static STATUS: StatusOf =
-    StatusOf::new().keeping(&["generation", "deletionTimestamp", "labels"]).validated(validation::apps::replica_counts);
+    StatusOf::new()
+        .keeping(&["generation", "deletionTimestamp", "labels"])
+        .resetting(&[&["spec"], &["metadata", "labels"]])
+        .validated(validation::apps::deployment_status);
 
 /// `3/5`: ready and desired replicas.
 pub fn ready_of_desired(obj: &Value) -> Value {

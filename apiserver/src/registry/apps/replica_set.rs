@@ -23,7 +23,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Selector", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_counts);
+static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_set_status);
 
 impl Strategy for ReplicaSet {
     fn default(&self, obj: &mut Value) {

@@ -21,7 +21,7 @@ const COLUMNS: &[Column] = &[
     Column::new("Images", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_counts);
+static STATUS: StatusOf = StatusOf::new().validated(validation::apps::stateful_set_status);
 
 impl Strategy for StatefulSet {
     fn default(&self, obj: &mut Value) {

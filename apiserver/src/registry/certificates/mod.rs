@@ -17,7 +17,8 @@ pub struct CertificateSigningRequest;
 /// Trust anchors: of a signer, or of nobody in particular.
 pub static CLUSTER_TRUST_BUNDLE: Declared = Declared::new(Shape::Plain)
     .named(NameRule::Custom(validation::certificates::bundle_name))
-    .rules(validation::certificates::bundle)
+    .updated_by_version()
+    .create_rules(validation::certificates::bundle_create)
     .update_rules(validation::certificates::bundle_update)
     .selectable(&["spec.signerName"])
     .table(&[Column::name(), Column::new("SignerName", "string")], |obj, _| {
@@ -34,6 +35,7 @@ static POD_REQUEST_STATUS: StatusOf =
 pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
     .defaults(|obj| obj.set_default(&["spec", "maxExpirationSeconds"], DAY))
     .updated_by_version()
+    .create_rules(validation::certificates::pod_request)
     .update_rules(validation::certificates::pod_request_update)
     .status(&POD_REQUEST_STATUS)
     .selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]);
@@ -100,6 +102,10 @@ impl Strategy for CertificateSigningRequest {
 
     fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
         validation::certificates::request(obj)
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::PathSegment
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {

@@ -10,6 +10,7 @@ use super::validation;
 pub static LEASE: Declared = Declared::new(Shape::Plain)
     .created_by_update()
     .updated_by_version()
+    .gated(&[&["spec", "strategy"], &["spec", "preferredHolder"]])
     .rules(validation::coordination::lease)
     .table(&[Column::name(), Column::new("Holder", "string"), Column::age()], |obj, now| {
         vec![name(obj), text(obj, &["spec", "holderIdentity"]), age(obj, now)]

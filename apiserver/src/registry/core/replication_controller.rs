@@ -28,7 +28,7 @@ const SCALE: ScalePaths = ScalePaths {
     selector: ScaleSelector::Labels(&["spec", "selector"]),
 };
 
-static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_counts);
+static STATUS: StatusOf = StatusOf::new().validated(validation::apps::replica_set_status);
 
 impl Strategy for ReplicationController {
     fn default(&self, obj: &mut Value) {

@@ -1,8 +1,10 @@
 //! Defaults of the workload controllers: deployments, replica sets, daemon sets, stateful sets and replication controllers.
 
+use apimachinery::meta::GroupVersionKind;
 use serde_json::{Value, json};
 
 use super::{core, default, default_zero, each, existing, is_zero, pod, within};
+use crate::registry::object::ObjectExt;
 
 pub fn deployment(obj: &mut Value) {
     within(obj, "spec", |spec| {
@@ -68,9 +70,9 @@ pub fn stateful_set(obj: &mut Value) {
         default(spec, "revisionHistoryLimit", 10);
         pod::template_of(spec);
         each(spec, "volumeClaimTemplates", |claim| {
-            // Upstream's types write these out; the controller compares claims as they are stored.
-            default(claim, "apiVersion", "v1");
-            default(claim, "kind", "PersistentVolumeClaim");
+            // Upstream's types write these out, whatever the client said; the controller compares claims as they are
+            // stored.
+            claim.set_gvk(&GroupVersionKind::new("", "v1", "PersistentVolumeClaim"));
             core::claim(claim);
         });
     });

@@ -4,14 +4,15 @@ use serde_json::Value;
 
 use super::common::StatusOf;
 use super::declared::{Declared, Shape};
-use super::strategy::Column;
+use super::strategy::{Column, NameRule};
 use super::tables::{age, name, number, scalar};
 use super::{object::ObjectExt, validation};
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(validation::policy::pod_disruption_budget_status);
 
 pub static POD_DISRUPTION_BUDGET: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(status_counts)
+    .named(NameRule::PathSegment)
     .updated_by_version()
     .rules(validation::policy::pod_disruption_budget)
     .status(&STATUS)

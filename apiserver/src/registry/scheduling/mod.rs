@@ -5,9 +5,9 @@ use super::strategy::Column;
 use super::tables::{age, flag, name, number, text};
 use super::{defaults, validation};
 
-pub static PRIORITY_CLASS: Declared = Declared::new(Shape::Counted)
+pub static PRIORITY_CLASS: Declared = Declared::new(Shape::Numbered)
     .defaults(defaults::flowcontrol::priority_class)
-    .rules(validation::scheduling::priority_class)
+    .create_rules(validation::scheduling::priority_class)
     .update_rules(validation::scheduling::priority_class_update)
     .table(
         &[

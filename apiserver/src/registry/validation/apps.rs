@@ -11,8 +11,11 @@ use super::{
 };
 use crate::registry::object::ObjectExt;
 
-/// The selector is there, is well formed, selects something, and selects the template's pods.
-fn selector_and_template(spec: &Value, empty: &str, errors: &mut Errors) {
+const MALFORMED: &str = "invalid label selector";
+
+/// The selector is there, is well formed, selects something, and selects the template's pods. `malformed` is what is
+/// said about the whole of one that is not.
+fn selector_and_template(spec: &Value, empty: &str, malformed: &str, errors: &mut Errors) {
     let path = Path::SPEC.field("selector");
     if spec["selector"].is_null() {
         errors.push(FieldError::required(path, ""));
@@ -24,7 +27,20 @@ fn selector_and_template(spec: &Value, empty: &str, errors: &mut Errors) {
     }
     match LabelSelector::from_json(&spec["selector"]) {
         Ok(selector) => matches_template(&selector, spec, errors),
-        Err(_) => errors.push(FieldError::invalid(path, spec["selector"].clone(), "invalid label selector")),
+        Err(_) => errors.push(FieldError::invalid(path, spec["selector"].clone(), malformed)),
+    }
+}
+
+/// The same for daemon sets, which are silent about a selector that is not there, and about the whole of a bad one.
+fn daemon_set_selector(spec: &Value, errors: &mut Errors) {
+    let path = Path::SPEC.field("selector");
+    label_selector(&spec["selector"], path, errors);
+    if let Ok(selector) = LabelSelector::from_json(&spec["selector"]) {
+        matches_template(&selector, spec, errors);
+    }
+    if !spec["selector"].is_null() && selects_all(&spec["selector"]) {
+        let detail = "empty selector is invalid for daemonset";
+        errors.push(FieldError::invalid(path, spec["selector"].clone(), detail));
     }
 }
 
@@ -80,7 +96,7 @@ pub fn replica_set(obj: &Value) -> Errors {
     let spec = &obj["spec"];
     non_negative(spec, "replicas", Path::SPEC, &mut errors);
     non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
-    selector_and_template(spec, "empty selector is invalid for deployment", &mut errors);
+    selector_and_template(spec, "empty selector is invalid for deployment", MALFORMED, &mut errors);
     template(spec, &mut errors);
     always_running(spec, "ReplicaSet", &mut errors);
     errors
@@ -96,7 +112,7 @@ pub fn deployment(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = &obj["spec"];
     non_negative(spec, "replicas", Path::SPEC, &mut errors);
-    selector_and_template(spec, "empty selector is invalid for deployment", &mut errors);
+    selector_and_template(spec, "empty selector is invalid for deployment", MALFORMED, &mut errors);
     template(spec, &mut errors);
     always_running(spec, "ReplicaSet", &mut errors);
     deployment_strategy(&spec["strategy"], &mut errors);
@@ -147,7 +163,7 @@ pub fn deployment_update(obj: &Value, old: &Value) -> Errors {
 pub fn daemon_set(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = &obj["spec"];
-    selector_and_template(spec, "empty selector is invalid for daemonset", &mut errors);
+    daemon_set_selector(spec, &mut errors);
     template(spec, &mut errors);
     let pod = &spec["template"]["spec"];
     if pod["restartPolicy"] != "Always" {
@@ -201,6 +217,20 @@ pub fn daemon_set_update(obj: &Value, old: &Value) -> Errors {
 }
 
 pub fn stateful_set(obj: &Value) -> Errors {
+    let mut errors = stateful_set_spec(obj);
+    let spec = &obj["spec"];
+    each(spec, "volumeClaimTemplates", Path::SPEC, &mut errors, |claim, path, errors| {
+        storage::claim_spec(&claim["spec"], path.field("spec"), errors);
+    });
+    let service = spec.str_at(&["serviceName"]);
+    if !service.is_empty() {
+        complain(is_dns1123_label(service), service, Path::SPEC.field("serviceName"), &mut errors);
+    }
+    errors
+}
+
+/// What holds for changed sets, too: the rest cannot be changed, so that old sets may break it.
+fn stateful_set_spec(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = &obj["spec"];
     let policy = spec.str_at(&["podManagementPolicy"]);
@@ -217,17 +247,10 @@ pub fn stateful_set(obj: &Value) -> Errors {
     for field in ["whenDeleted", "whenScaled"] {
         required_one_of(&spec["persistentVolumeClaimRetentionPolicy"], field, &["Retain", "Delete"], path, &mut errors);
     }
-    each(spec, "volumeClaimTemplates", Path::SPEC, &mut errors, |claim, path, errors| {
-        storage::claim_spec(&claim["spec"], path.field("spec"), errors);
-    });
     non_negative(spec, "replicas", Path::SPEC, &mut errors);
     non_negative(spec, "minReadySeconds", Path::SPEC, &mut errors);
     non_negative(&spec["ordinals"], "start", Path::SPEC.field("ordinals"), &mut errors);
-    let service = spec.str_at(&["serviceName"]);
-    if !service.is_empty() {
-        complain(is_dns1123_label(service), service, Path::SPEC.field("serviceName"), &mut errors);
-    }
-    selector_and_template(spec, "empty selector is invalid for statefulset", &mut errors);
+    selector_and_template(spec, "empty selector is invalid for statefulset", "", &mut errors);
     let volumes = with_claims_as_volumes(spec);
     template(&volumes, &mut errors);
     always_running(spec, "StatefulSet", &mut errors);
@@ -273,7 +296,7 @@ fn stateful_set_strategy(strategy: &Value, errors: &mut Errors) {
             if !unavailable.is_null() {
                 let path = path.field("maxUnavailable");
                 int_or_percent(unavailable, path, errors);
-                if percent(unavailable).or(unavailable.as_i64()) == Some(0) {
+                if percent(unavailable).or(unavailable.as_i64()).unwrap_or(0) == 0 {
                     errors.push(FieldError::invalid(path, unavailable.clone(), "cannot be 0"));
                 }
                 at_most_all(unavailable, path, errors);
@@ -287,32 +310,109 @@ fn stateful_set_strategy(strategy: &Value, errors: &mut Errors) {
 }
 
 pub fn stateful_set_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = stateful_set(obj);
+    let mut errors = stateful_set_spec(obj);
     for field in ["selector", "volumeClaimTemplates", "serviceName", "podManagementPolicy"] {
         immutable(&obj["spec"], &old["spec"], field, Path::SPEC, &mut errors);
     }
     errors
 }
 
-/// The status of everything that has replicas.
-pub fn replica_counts(obj: &Value, old: &Value) -> Errors {
+/// The counts in a status, and those of them that cannot be more than `replicas`.
+struct Counts {
+    all: &'static [&'static str],
+    parts: &'static [&'static str],
+    /// What more available than ready pods are said to be.
+    ready: &'static str,
+}
+
+const DEPLOYMENT_COUNTS: Counts = Counts {
+    all: &[
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "terminatingReplicas",
+        "collisionCount",
+    ],
+    parts: &["updatedReplicas", "readyReplicas", "availableReplicas"],
+    ready: "cannot be greater than readyReplicas",
+};
+
+const REPLICA_SET_COUNTS: Counts = Counts {
+    all: &[
+        "replicas",
+        "fullyLabeledReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "observedGeneration",
+        "terminatingReplicas",
+    ],
+    parts: &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+    ready: "cannot be greater than readyReplicas",
+};
+
+const STATEFUL_SET_COUNTS: Counts = Counts {
+    all: &[
+        "replicas",
+        "readyReplicas",
+        "currentReplicas",
+        "updatedReplicas",
+        "availableReplicas",
+        "observedGeneration",
+        "collisionCount",
+    ],
+    parts: &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"],
+    ready: "cannot be greater than status.readyReplicas",
+};
+
+const DAEMON_SET_COUNTS: Counts = Counts {
+    all: &[
+        "currentNumberScheduled",
+        "numberMisscheduled",
+        "desiredNumberScheduled",
+        "numberReady",
+        "observedGeneration",
+        "updatedNumberScheduled",
+        "numberAvailable",
+        "numberUnavailable",
+        "collisionCount",
+    ],
+    parts: &[],
+    ready: "",
+};
+
+pub fn deployment_status(obj: &Value, old: &Value) -> Errors {
+    counts(&DEPLOYMENT_COUNTS, obj, old)
+}
+
+/// Replication controllers have the same counts.
+pub fn replica_set_status(obj: &Value, old: &Value) -> Errors {
+    counts(&REPLICA_SET_COUNTS, obj, old)
+}
+
+pub fn stateful_set_status(obj: &Value, old: &Value) -> Errors {
+    counts(&STATEFUL_SET_COUNTS, obj, old)
+}
+
+pub fn daemon_set_status(obj: &Value, old: &Value) -> Errors {
+    counts(&DAEMON_SET_COUNTS, obj, old)
+}
+
+fn counts(counts: &Counts, obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     let status = &obj["status"];
     let count = |field: &str| status[field].as_i64().unwrap_or(0);
-    let fields = ["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas", "fullyLabeledReplicas"];
-    for field in ["replicas", "unavailableReplicas", "terminatingReplicas", "observedGeneration", "collisionCount"] {
+    for field in counts.all {
         non_negative(status, field, Path::STATUS, &mut errors);
     }
-    for field in fields {
-        non_negative(status, field, Path::STATUS, &mut errors);
-        if count(field) > count("replicas") {
-            let detail = "cannot be greater than status.replicas";
-            errors.push(FieldError::invalid(Path::STATUS.field(field), count(field), detail));
-        }
+    for field in counts.parts.iter().filter(|field| count(field) > count("replicas")) {
+        let detail = "cannot be greater than status.replicas";
+        errors.push(FieldError::invalid(Path::STATUS.field(field), count(field), detail));
     }
-    if count("availableReplicas") > count("readyReplicas") {
-        let detail = "cannot be greater than readyReplicas";
-        errors.push(FieldError::invalid("status.availableReplicas", count("availableReplicas"), detail));
+    if counts.parts.contains(&"availableReplicas") && count("availableReplicas") > count("readyReplicas") {
+        errors.push(FieldError::invalid("status.availableReplicas", count("availableReplicas"), counts.ready));
     }
     if count("collisionCount") < old["status"]["collisionCount"].as_i64().unwrap_or(0) {
         errors.push(FieldError::invalid("status.collisionCount", count("collisionCount"), "cannot be decremented"));
@@ -322,7 +422,7 @@ pub fn replica_counts(obj: &Value, old: &Value) -> Errors {
 
 pub fn controller_revision(obj: &Value) -> Errors {
     let mut errors = Errors::new();
-    non_negative(obj, "revision", Path::Root(""), &mut errors);
+    revision(obj, &mut errors);
     match &obj["data"] {
         Value::Null => errors.push(FieldError::required("data", "data is mandatory")),
         Value::Object(_) => {}
@@ -331,8 +431,15 @@ pub fn controller_revision(obj: &Value) -> Errors {
     errors
 }
 
+fn revision(obj: &Value, errors: &mut Errors) {
+    if let Some(revision) = obj["revision"].as_i64().filter(|revision| *revision < 0) {
+        errors.push(FieldError::invalid("revision", revision, super::IS_NEGATIVE));
+    }
+}
+
 pub fn controller_revision_update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
+    revision(obj, &mut errors);
     if obj["data"] != old["data"] {
         errors.push(FieldError::invalid("data", obj["data"].clone(), super::IMMUTABLE));
     }
@@ -401,6 +508,11 @@ mod tests {
     fn statuses_add_up() {
         let obj = json!({"status": {"replicas": 1, "readyReplicas": 2}});
         let expected = ["status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"];
-        assert_eq!(texts(&replica_counts(&obj, &json!({}))), expected);
+        for rules in [deployment_status, replica_set_status, stateful_set_status] {
+            assert_eq!(texts(&rules(&obj, &json!({}))), expected);
+        }
+        let old = json!({"status": {"collisionCount": 2}});
+        let expected = ["status.collisionCount: Invalid value: 1: cannot be decremented"];
+        assert_eq!(texts(&daemon_set_status(&json!({"status": {"collisionCount": 1}}), &old)), expected);
     }
 }

@@ -4,7 +4,7 @@ use apimachinery::meta::validation::is_dns1123_label;
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::{Errors, IMMUTABLE, Path, complain, pod};
+use super::{Errors, IMMUTABLE, Path, complain, container, pod};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 
@@ -37,9 +37,12 @@ pub fn priority_class(obj: &Value) -> Errors {
         let detail = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
         errors.push(FieldError::forbidden("value", detail));
     }
-    let policy = obj.str_at(&["preemptionPolicy"]);
-    if !policy.is_empty() && !matches!(policy, "PreemptLowerPriority" | "Never") {
-        errors.push(FieldError::not_supported("preemptionPolicy", policy, &["PreemptLowerPriority", "Never"]));
+    match obj["preemptionPolicy"].as_str() {
+        None | Some("PreemptLowerPriority" | "Never") => {}
+        Some("") => errors.push(FieldError::required("preemptionPolicy", "")),
+        Some(other) => {
+            errors.push(FieldError::not_supported("preemptionPolicy", other, &["PreemptLowerPriority", "Never"]));
+        }
     }
     errors
 }
@@ -55,20 +58,42 @@ pub fn priority_class_update(obj: &Value, old: &Value) -> Errors {
     errors
 }
 
+fn handler<'v>(obj: &'v Value, errors: &mut Errors) -> Option<&'v str> {
+    let handler = obj.str_at(&["handler"]);
+    if handler.is_empty() {
+        errors.push(FieldError::required("handler", ""));
+        return None;
+    }
+    Some(handler)
+}
+
 pub fn runtime_class(obj: &Value) -> Errors {
     let mut errors = Errors::new();
-    let handler = obj.str_at(&["handler"]);
-    complain(is_dns1123_label(handler), handler, Path::Root("handler"), &mut errors);
+    if let Some(handler) = handler(obj, &mut errors) {
+        complain(is_dns1123_label(handler), handler, Path::Root("handler"), &mut errors);
+    }
+    let limits = serde_json::json!({"limits": obj["overhead"]["podFixed"]});
+    container::resources(&limits, Path::Root("overhead"), &mut errors);
     let path = Path::Root("scheduling");
     super::labels(&obj["scheduling"]["nodeSelector"], path.field("nodeSelector"), &mut errors);
-    super::each(&obj["scheduling"], "tolerations", path, &mut errors, pod::toleration);
+    let mut seen: Vec<Value> = Vec::new();
+    super::each(&obj["scheduling"], "tolerations", path, &mut errors, |toleration, path, errors| {
+        pod::toleration(toleration, path, errors);
+        let mut key = toleration.clone();
+        key.remove_at(&["tolerationSeconds"]);
+        if seen.iter().any(|known| same(known, &key)) {
+            errors.push(FieldError::duplicate(path, toleration.clone()));
+        }
+        seen.push(key);
+    });
     errors
 }
 
 pub fn runtime_class_update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     if obj["handler"] != old["handler"] {
-        errors.push(FieldError::invalid("handler", obj["handler"].clone(), IMMUTABLE));
+        // The declared rule does not show the value.
+        errors.push(FieldError { shown: "null".into(), ..FieldError::invalid("handler", Value::Null, IMMUTABLE) });
     }
     errors
 }
