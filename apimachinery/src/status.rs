@@ -153,6 +153,11 @@ impl FieldError {
         Self { omitted: true, ..Self::new(FieldErrorKind::Invalid, field, Value::Null, detail) }
     }
 
+    /// `Invalid` with `null` for a value, whatever the field's type: so say rules that do not look at the value.
+    pub fn invalid_null(field: impl fmt::Display, detail: impl Into<String>) -> Self {
+        Self { shown: "null".into(), ..Self::new(FieldErrorKind::Invalid, field, Value::Null, detail) }
+    }
+
     pub fn type_invalid(field: impl fmt::Display, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::TypeInvalid, field, value.into(), detail)
     }

@@ -18,7 +18,9 @@ pub fn show_in_order(error: &mut FieldError, root: &Schema) {
     if !(error.value.is_object() || error.value.is_array()) {
         return;
     }
-    if let Some(schema) = at(root, &error.field) {
+    // Upstream complains about the taints of nodes as if they were metadata.
+    let taints = || at(root, &error.field.strip_prefix("metadata.taints").map(|rest| format!("spec.taints{rest}"))?);
+    if let Some(schema) = at(root, &error.field).or_else(taints) {
         let mut text = String::new();
         print(&error.value, Some(schema), &mut text);
         error.shown = text;

@@ -103,8 +103,14 @@ pub(super) fn parse(builtin: &Builtin, definition: &Definition) -> Schema {
 }
 
 fn object(builtin: &Builtin, definition: &Definition, atomic: bool) -> Schema {
-    let fields = definition.lines.lines().map(|line| field(builtin, line).expect("a field line")).collect();
+    let mut fields: Vec<Field> =
+        definition.lines.lines().map(|line| field(builtin, line).expect("a field line")).collect();
     let short = definition.name.rmatch_indices('.').nth(1).map_or(definition.name, |(i, _)| &definition.name[i + 1..]);
+    // Types without a package are of the definition's own.
+    let package = short.split('.').next().unwrap_or_default();
+    for go in fields.iter_mut().filter_map(|field| field.go_type.as_mut()).filter(|go| !go.contains('.')) {
+        *go = Name::Owned(format!("{package}.{go}"));
+    }
     Schema::plain(Shape::Object(Object::new(name(short), fields, atomic)))
 }
 
@@ -170,7 +176,7 @@ fn attribute(word: &'static str, field: &mut Field, about: &mut TypeAttributes) 
 
 /// Go's name of a type: with the name of its package, which importers may have given another (`corev1`).
 fn go_name(go: &'static str) -> Name {
-    let Some((package, kind)) = go.split_once('.') else { return Name::Owned(format!("v1.{go}")) };
+    let Some((package, kind)) = go.split_once('.') else { return name(go) };
     let versioned = package.rfind('v').filter(|at| package[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
     match versioned {
         Some(at) if at > 0 => Name::Owned(format!("{}.{kind}", &package[at..])),

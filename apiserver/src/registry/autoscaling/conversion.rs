@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::metrics;
+use crate::registry::common::is_nothing;
 use crate::registry::object::ObjectExt;
 
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
@@ -14,10 +16,10 @@ const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 pub fn from_v1(mut obj: Value) -> Value {
     let utilization = take(&mut obj, &["spec", "targetCPUUtilizationPercentage"]);
     let current = take(&mut obj, &["status", "currentCPUUtilizationPercentage"]);
-    let mut metrics = take_annotation(&mut obj, METRICS).and_then(list).unwrap_or_default();
+    let mut metrics = take_list(&mut obj, METRICS, |metric| metrics::from_old(metric, "target")).unwrap_or_default();
     if let Some(percent) = utilization {
         let target = json!({"type": "Utilization", "averageUtilization": percent});
-        metrics.insert(0, json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
+        metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
     }
     if !metrics.is_empty() {
         obj.set(&["spec", "metrics"], metrics);
@@ -25,13 +27,14 @@ pub fn from_v1(mut obj: Value) -> Value {
     if let Some(behavior) = take_annotation(&mut obj, BEHAVIOR) {
         obj.set(&["spec", "behavior"], behavior);
     }
-    let mut current_metrics = take_annotation(&mut obj, CURRENT_METRICS).and_then(list).unwrap_or_default();
-    if let Some(percent) = current {
+    // The annotation knows more than the field, and wins.
+    let of_field = current.map(|percent| {
         let value = json!({"averageUtilization": percent, "averageValue": "0"});
-        current_metrics.insert(0, json!({"type": "Resource", "resource": {"name": "cpu", "current": value}}));
-    }
-    if !current_metrics.is_empty() {
-        obj.set(&["status", "currentMetrics"], current_metrics);
+        vec![json!({"type": "Resource", "resource": {"name": "cpu", "current": value}})]
+    });
+    let current = take_list(&mut obj, CURRENT_METRICS, |metric| metrics::from_old(metric, "current")).or(of_field);
+    if let Some(current) = current.filter(|current| !current.is_empty()) {
+        obj.set(&["status", "currentMetrics"], current);
     }
     if let Some(conditions) = take_annotation(&mut obj, CONDITIONS) {
         obj.set(&["status", "conditions"], conditions);
@@ -42,26 +45,34 @@ pub fn from_v1(mut obj: Value) -> Value {
 
 /// From `v2` to `v1`.
 pub fn to_v1(mut obj: Value) -> Value {
+    for name in [METRICS, CURRENT_METRICS, CONDITIONS, BEHAVIOR] {
+        obj.remove_at(&["metadata", "annotations", name]);
+    }
+    drop_empty_annotations(&mut obj);
     let mut metrics = take(&mut obj, &["spec", "metrics"]).and_then(list).unwrap_or_default();
-    if let Some(index) = metrics.iter().position(|m| is_cpu(m) && !utilization(m, "target").is_null()) {
-        let percent = utilization(&metrics.remove(index), "target");
-        obj.set(&["spec", "targetCPUUtilizationPercentage"], percent);
+    metrics.retain(|metric| {
+        let percent = utilization(metric, "target");
+        let has_field = is_cpu(metric) && !percent.is_null();
+        if has_field {
+            obj.set(&["spec", "targetCPUUtilizationPercentage"], percent);
+        }
+        !has_field
+    });
+    annotate(&mut obj, METRICS, metrics.iter().map(|metric| metrics::to_old(metric, "target")));
+    // The use of processors has a field of its own and stays here all the same, for its amount.
+    let current = take(&mut obj, &["status", "currentMetrics"]).and_then(list).unwrap_or_default();
+    for metric in current.iter().filter(|metric| is_cpu(metric) && !utilization(metric, "current").is_null()) {
+        obj.set(&["status", "currentCPUUtilizationPercentage"], utilization(metric, "current"));
     }
-    annotate(&mut obj, METRICS, &metrics.into());
-    let mut current = take(&mut obj, &["status", "currentMetrics"]).and_then(list).unwrap_or_default();
-    if let Some(index) = current.iter().position(|m| is_cpu(m) && !utilization(m, "current").is_null()) {
-        let percent = utilization(&current.remove(index), "current");
-        obj.set(&["status", "currentCPUUtilizationPercentage"], percent);
-    }
-    annotate(&mut obj, CURRENT_METRICS, &current.into());
+    annotate(&mut obj, CURRENT_METRICS, current.iter().map(|metric| metrics::to_old(metric, "current")));
     if obj["status"].is_object() {
         obj.set_default(&["status", "currentReplicas"], 0);
     }
-    for (path, annotation) in [(["spec", "behavior"], BEHAVIOR), (["status", "conditions"], CONDITIONS)] {
-        if let Some(value) = take(&mut obj, &path) {
-            annotate(&mut obj, annotation, &value);
-        }
+    if let Some(behavior) = take(&mut obj, &["spec", "behavior"]).filter(|behavior| !is_nothing(behavior)) {
+        obj.set(&["metadata", "annotations", BEHAVIOR], behavior.to_string());
     }
+    let conditions = take(&mut obj, &["status", "conditions"]).and_then(list).unwrap_or_default();
+    annotate(&mut obj, CONDITIONS, conditions.iter().map(metrics::condition));
     obj
 }
 
@@ -91,9 +102,16 @@ fn take_annotation(obj: &mut Value, name: &str) -> Option<Value> {
     Some(parsed)
 }
 
-fn annotate(obj: &mut Value, name: &str, value: &Value) {
-    if !super::super::common::is_nothing(value) {
-        obj.set(&["metadata", "annotations", name], value.to_string());
+/// What an annotation lists, each item converted.
+fn take_list(obj: &mut Value, name: &str, convert: impl Fn(&Value) -> Value) -> Option<Vec<Value>> {
+    Some(list(take_annotation(obj, name)?)?.iter().map(convert).collect())
+}
+
+/// A list of texts that are JSON, unless it is empty.
+fn annotate(obj: &mut Value, name: &str, items: impl Iterator<Item = String>) {
+    let items: Vec<String> = items.collect();
+    if !items.is_empty() {
+        obj.set(&["metadata", "annotations", name], format!("[{}]", items.join(",")));
     }
 }
 
@@ -120,7 +138,7 @@ mod tests {
     #[test]
     fn nothing_is_lost_on_the_way() {
         let newer = json!({"metadata": {"name": "a"}, "spec": {"behavior": {"scaleUp": {"selectPolicy": "Max"}},
-            "metrics": [{"type": "Pods", "pods": {"target": {"averageValue": "1"}}}]},
+            "metrics": [{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "1"}}}]},
             "status": {"currentReplicas": 0, "conditions": [{"type": "AbleToScale", "status": "True"}]}});
         assert_eq!(from_v1(to_v1(newer.clone())), newer);
     }

@@ -2,3 +2,4 @@
 
 pub mod conversion;
 pub mod horizontal_pod_autoscaler;
+mod metrics;

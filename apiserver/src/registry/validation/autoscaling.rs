@@ -15,9 +15,7 @@ pub fn horizontal_pod_autoscaler(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = &obj["spec"];
     let least = spec["minReplicas"].as_i64();
-    if let Some(least) = least.filter(|n| *n < 1) {
-        errors.push(FieldError::invalid("spec.minReplicas", least, "must be greater than or equal to 1"));
-    }
+    super::non_negative(spec, "minReplicas", Path::SPEC, &mut errors);
     let most = spec["maxReplicas"].as_i64().unwrap_or(0);
     if most == 0 {
         errors.push(FieldError::required("spec.maxReplicas", ""));
@@ -29,6 +27,12 @@ pub fn horizontal_pod_autoscaler(obj: &Value) -> Errors {
     }
     reference(&spec["scaleTargetRef"], Path::SPEC.field("scaleTargetRef"), false, &mut errors);
     each(spec, "metrics", Path::SPEC, &mut errors, metric);
+    // Nothing that runs in pods can be measured when there are none.
+    let outside = |metric: &Value| metric["type"] == "Object" || metric["type"] == "External";
+    if least == Some(0) && !spec.list_at(&["metrics"]).iter().any(outside) {
+        let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.push(FieldError::forbidden("spec.metrics", detail));
+    }
     for direction in ["scaleUp", "scaleDown"] {
         let path = Path::SPEC.field("behavior");
         rules(&spec["behavior"][direction], path.field(direction), &mut errors);
@@ -73,26 +77,23 @@ const SOURCES: [Source; 5] = [
 fn metric(metric: &Value, path: Path<'_>, errors: &mut Errors) {
     const TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
     let kind = metric.str_at(&["type"]);
-    let unknown = || FieldError::not_supported(path.field("type"), kind, &TYPES);
     if kind.is_empty() {
         errors.push(FieldError::required(path.field("type"), "must specify a metric source type"));
     }
     let expected = SOURCES.iter().find(|(name, ..)| *name == kind).map(|(_, field, _)| *field);
     if expected.is_none() {
-        errors.push(unknown());
+        errors.push(FieldError::not_supported(path.field("type"), kind, &TYPES));
     }
     let given: Vec<&Source> = SOURCES.iter().filter(|(_, field, _)| !metric[*field].is_null()).collect();
     if let Some((_, field, check)) = given.first() {
         check(&metric[*field], path.field(field), errors);
     }
     match expected {
-        // Upstream says it twice.
-        None => errors.push(unknown()),
         Some(field) if metric[field].is_null() => {
             let detail = "must populate information for the given metric source";
             errors.push(FieldError::required(path.field(field), detail));
         }
-        Some(_) => {}
+        _ => {}
     }
     if given.len() != 1 {
         for (_, field, _) in given.iter().filter(|(_, field, _)| Some(*field) != expected) {

@@ -419,14 +419,44 @@ pub fn no_back_steps(text: &str, path: Path<'_>, errors: &mut Errors) {
 
 /// The resources that containers may have without a prefix.
 const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+/// What else has a name without a prefix, but is nothing that containers use.
+const STANDARD_ELSEWHERE: [&str; 17] = [
+    "configmaps",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    "storage",
+];
 
 pub fn resource_name(name: &str, path: Path<'_>, errors: &mut Errors) {
     let messages = is_qualified_name(name);
     let malformed = !messages.is_empty();
     complain(messages, name, path, errors);
-    if !malformed && !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with("hugepages-") {
-        errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
-        errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+    let is_standard = STANDARD.contains(&name) || name.starts_with("hugepages-");
+    if !name.contains('/') {
+        let is_elsewhere = STANDARD_ELSEWHERE.contains(&name) || name.starts_with("requests.hugepages-");
+        if !malformed && !is_standard && !is_elsewhere {
+            errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
+        }
+        if !is_standard {
+            errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        }
+    } else if !name.contains("kubernetes.io/")
+        && (name.starts_with("requests.") || !is_qualified_name(&format!("requests.{name}")).is_empty())
+    {
+        errors.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
     }
 }
 

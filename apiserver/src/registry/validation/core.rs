@@ -323,7 +323,7 @@ pub fn node_update(obj: &Value, old: &Value) -> Errors {
     if !stored.is_empty() && given != stored {
         let detail =
             if given.is_empty() { "field cannot be cleared once set" } else { "field cannot be modified once set" };
-        errors.push(FieldError::invalid(Path::SPEC.field("providerID"), Value::Null, detail));
+        errors.push(FieldError::invalid_null(Path::SPEC.field("providerID"), detail));
     }
     errors
 }

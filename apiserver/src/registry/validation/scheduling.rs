@@ -93,7 +93,7 @@ pub fn runtime_class_update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     if obj["handler"] != old["handler"] {
         // The declared rule does not show the value.
-        errors.push(FieldError { shown: "null".into(), ..FieldError::invalid("handler", Value::Null, IMMUTABLE) });
+        errors.push(FieldError::invalid_null("handler", IMMUTABLE));
     }
     errors
 }
