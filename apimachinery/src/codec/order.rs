@@ -114,7 +114,8 @@ mod tests {
         show_in_order(&mut container, schema);
         let expected = r#"{"Name":"x","HostPort":0,"ContainerPort":0,"Protocol":"TCP","HostIP":""}"#;
         assert_eq!(container.shown, expected, "an internal type");
-        for (path, expected) in [("spec.template.spec.hostname", "\"\""), ("spec.replicas", ""), ("spec.selector", "")] {
+        for (path, expected) in [("spec.template.spec.hostname", "\"\""), ("spec.replicas", ""), ("spec.selector", "")]
+        {
             let mut absent = FieldError::invalid(path, Value::Null, "");
             show_in_order(&mut absent, schema);
             assert_eq!(absent.shown, expected, "{path}");

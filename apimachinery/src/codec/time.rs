@@ -21,7 +21,10 @@ pub fn parse(text: &str, micro: bool) -> Result<Timestamp, String> {
 
 enum Problem {
     /// What is left does not begin with this element of the layout.
-    Malformed { rest: String, expected: &'static str },
+    Malformed {
+        rest: String,
+        expected: &'static str,
+    },
     OutOfRange(&'static str),
     Extra(String),
 }
@@ -128,7 +131,8 @@ fn read(text: &str, micro: bool) -> Result<Timestamp, Problem> {
         return Err(Problem::Extra(rest.0.to_owned()));
     }
     let no_day = |_| Problem::OutOfRange("day");
-    let date = Date::new(i16::try_from(year).unwrap_or(i16::MAX), month, i8::try_from(day).unwrap_or(0)).map_err(no_day)?;
+    let date =
+        Date::new(i16::try_from(year).unwrap_or(i16::MAX), month, i8::try_from(day).unwrap_or(0)).map_err(no_day)?;
     let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);
     let time = Time::new(hour, minute, second, nanoseconds).map_err(no_day)?;
     let local = Offset::UTC.to_timestamp(date.to_datetime(time)).map_err(no_day)?;

@@ -6,6 +6,7 @@ pub mod apply;
 mod fields;
 mod json;
 mod managed;
+pub mod scale;
 mod strategic;
 mod typed;
 

@@ -50,7 +50,7 @@ impl Requirement {
     pub fn new(key: &str, operator: Operator, mut values: Vec<String>) -> Result<Self, SelectorError> {
         let bad = |why: String| Err(SelectorError::Requirement(why));
         if let Some(why) = validation::is_qualified_name(key).first() {
-            return bad(format!("key: Invalid value: {key:?}: {why}"));
+            return bad(format!("<nil>: Invalid value: {key:?}: {why}"));
         }
         match operator {
             Operator::In | Operator::NotIn if values.is_empty() => {
@@ -292,7 +292,7 @@ impl<'a> Parser<'a> {
             "notin" => Operator::NotIn,
             other => {
                 let expected = "in, notin, =, ==, !=, gt, lt";
-                return Err(SelectorError::Unexpected { found: other.to_owned(), expected });
+                return Err(SelectorError::Requirement(format!("found '{other}', expected: {expected}")));
             }
         };
         let values = self.values()?;

@@ -82,6 +82,10 @@ async fn answer(server: Arc<Server>, peer_certs: Arc<[CertificateDer<'static>]>,
     };
     metrics::observe(&info, served, response.status().as_u16(), started.elapsed());
     response.headers_mut().insert("audit-id", audit_id);
+    response
+        .headers_mut()
+        .entry(header::CACHE_CONTROL)
+        .or_insert_with(|| HeaderValue::from_static("no-cache, private"));
     if is_head {
         *response.body_mut() = super::full(Bytes::new());
     }
@@ -108,7 +112,10 @@ async fn chain(
         return server.aggregator.serve(server, &user, info, request).await.map(Into::into);
     }
     if !info.is_resource {
-        return routes::route(server, info, request.headers()).await.map(Into::into).ok_or_else(Status::path_not_found);
+        return routes::route(server, info, request.method(), request.headers()).await.map(Into::into);
+    }
+    if routes::is_nowhere(server, &info.path) {
+        return Ok(routes::not_found().into());
     }
     serve_resource(server, &user, info, request, warnings.clone()).await
 }

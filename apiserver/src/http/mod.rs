@@ -13,6 +13,7 @@ pub mod listener;
 pub mod metrics;
 pub mod negotiate;
 pub mod openapi;
+pub mod options;
 mod other_kind;
 pub mod outbound;
 pub mod proxy;

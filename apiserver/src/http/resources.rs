@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::codec;
-use apimachinery::meta::{FieldSelector, GroupKind, LabelSelector};
-use apimachinery::status::{FieldError, Result, Status};
+use apimachinery::meta::{FieldSelector, LabelSelector};
+use apimachinery::status::{Result, Status};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::negotiate::{self, Format, Shape};
 use super::render::{self, Renderer};
 use super::table::IncludeObject;
-use super::{RequestInfo, Response, other_kind::other_kind, watch};
+use super::{RequestInfo, Response, options, other_kind::other_kind, watch};
 use crate::admission::{Operation, Warnings};
 use crate::auth::UserInfo;
 use crate::cache::{ConvertedFields, Selection, Start, WatchError};
@@ -22,7 +22,7 @@ use crate::registry::strategy::{ScalePaths, ScaleSelector, Subresource};
 use crate::registry::{SchemaRef, Served, ServedSubresource};
 use crate::server::Server;
 use crate::verbs::patch::{Patch, check_strict};
-use crate::verbs::{self, Call, FieldValidation, WriteOptions, Written};
+use crate::verbs::{self, Call, FieldValidation, Written};
 
 /// A request with its body read.
 pub struct Input<'a> {
@@ -71,7 +71,10 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
     if resource.namespaced && info.namespace.is_empty() && !spans_namespaces {
         return Err(if info.name.is_empty() { method_not_allowed() } else { Status::path_not_found() });
     }
-    check_verb(info, &served, subresource.as_ref())?;
+    if !resource.namespaced && !info.namespace.is_empty() && info.resource != "namespaces" {
+        return Err(Status::path_not_found());
+    }
+    check_verb(input, &served, subresource.as_ref())?;
     let format = negotiate::accept(input.headers)?;
     let include = IncludeObject::parse(info.param("includeObject"))
         .ok_or_else(|| Status::bad_request("unrecognized includeObject value"))?;
@@ -79,7 +82,7 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
         namespace: if resource.namespaced { info.namespace.clone() } else { String::new() },
         name: info.name.clone(),
         subresource: info.subresource.clone(),
-        options: write_options(input)?,
+        options: options::of_write(input)?,
         warnings: input.warnings.clone(),
         ..Call::new(input.server, input.user, resource.clone(), served.clone())
     };
@@ -94,50 +97,29 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
     }
 }
 
-fn check_verb(info: &RequestInfo, served: &Served, subresource: Option<&ServedSubresource>) -> Result<()> {
+fn check_verb(input: &Input<'_>, served: &Served, subresource: Option<&ServedSubresource>) -> Result<()> {
+    let info = input.info;
     let verbs = subresource.map_or(&served.verbs, |sub| &sub.verbs);
     let known = verbs.contains(&info.verb);
+    let is_item = !info.name.is_empty();
+    // Objects are created in their collection, and changed at their own path.
+    let misplaced = match info.verb.as_str() {
+        "create" => is_item && subresource.is_none(),
+        "update" | "patch" => !is_item,
+        _ => input.method == Method::HEAD,
+    };
     // Reading one object by a field selector is a list of it.
-    if known || (info.verb == "list" && verbs.iter().any(|verb| verb == "list")) {
+    if !misplaced && (known || (info.verb == "list" && verbs.iter().any(|verb| verb == "list"))) {
         return Ok(());
     }
     Err(method_not_allowed())
 }
 
-fn method_not_allowed() -> Status {
-    Status::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
-}
-
-fn write_options(input: &Input<'_>) -> Result<WriteOptions> {
-    let info = input.info;
-    let dry_run: Vec<&str> = info.params("dryRun").filter(|value| !value.is_empty()).collect();
-    if info.verb != "delete" && info.verb != "deletecollection" && dry_run.iter().any(|value| *value != "All") {
-        return Err(Status::bad_request("dryRun: Unsupported value: supported values: \"All\""));
-    }
-    let user_agent = input.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let agent = user_agent.split('/').next().unwrap_or_default();
-    let manager = info.param("fieldManager").filter(|name| !name.is_empty()).unwrap_or(agent);
-    if manager.len() > 128 && info.param("fieldManager").is_some() {
-        return Err(Status::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
-    }
-    let field_validation = match info.param("fieldValidation") {
-        None | Some("") | Some("Warn") => FieldValidation::Warn,
-        Some("Ignore") => FieldValidation::Ignore,
-        Some("Strict") => FieldValidation::Strict,
-        Some(other) => {
-            return Err(Status::bad_request(format!(
-                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-            )));
-        }
-    };
-    let manager = if manager.is_empty() { "unknown" } else { manager };
-    Ok(WriteOptions {
-        dry_run: !dry_run.is_empty(),
-        field_manager: manager.chars().take(128).collect(),
-        field_validation,
-        force: info.flag("force"),
-        is_patch: info.verb == "patch",
-    })
+pub fn method_not_allowed() -> Status {
+    let message = "the server does not allow this method on the requested resource";
+    let mut status = Status::failure(405, "MethodNotAllowed", message);
+    status.details = Some(Box::default());
+    status
 }
 
 struct Request<'a> {
@@ -178,20 +160,20 @@ impl Request<'_> {
                 let mut warnings = Vec::new();
                 let body = self.decode(self.call.served.schema.as_ref(), &mut warnings)?;
                 self.check_type(&body)?;
-                let written = verbs::create::create(&self.call, body).await?;
+                let written = verbs::create::create(&self.call, body).await;
                 self.written(written, warnings)
             }
             "update" => {
                 let mut warnings = Vec::new();
                 let body = self.decode(self.call.served.schema.as_ref(), &mut warnings)?;
                 self.check_type(&body)?;
-                let written = verbs::update::update(&self.call, body).await?;
+                let written = verbs::update::update(&self.call, body).await;
                 self.written(written, warnings)
             }
             "patch" => {
                 let mut warnings = Vec::new();
                 let patch = self.patch_body(&mut warnings)?;
-                let written = verbs::patch::patch(&self.call, &patch).await?;
+                let written = verbs::patch::patch(&self.call, &patch).await;
                 self.written(written, warnings)
             }
             "delete" => self.delete().await,
@@ -238,10 +220,10 @@ impl Request<'_> {
                 let scale = self.decode_as(sub)?;
                 verbs::scale::change(&self.call, paths, &mut |_| Ok(scale.clone())).await?
             }
-            "patch" => {
-                let patch = self.patch_body(&mut Vec::new())?;
-                verbs::scale::change(&self.call, paths, &mut |scale| patch_scale(scale, &patch)).await?
-            }
+            "patch" => match self.patch_body(&mut Vec::new())? {
+                Patch::Apply(config) => verbs::scale::apply(&self.call, paths, &config).await?,
+                patch => verbs::scale::change(&self.call, paths, &mut |scale| patch_scale(scale, &patch)).await?,
+            },
             _ => return Err(method_not_allowed()),
         };
         self.respond(&written.object, StatusCode::OK)
@@ -249,6 +231,7 @@ impl Request<'_> {
 
     async fn list(&self) -> Result<Output> {
         let info = self.input.info;
+        options::check_list(info)?;
         let options = verbs::list::ListOptions {
             selection: self.selection()?,
             resource_version: info.param("resourceVersion").map(str::to_owned),
@@ -264,21 +247,8 @@ impl Request<'_> {
         let info = self.input.info;
         let selection = self.selection()?;
         let bookmarks = info.flag("allowWatchBookmarks");
+        options::check_list(info)?;
         let wants_initial = info.param("sendInitialEvents").map(|_| info.flag("sendInitialEvents"));
-        let version_match = info.param("resourceVersionMatch").unwrap_or_default();
-        match wants_initial {
-            Some(_) if version_match != "NotOlderThan" => {
-                return Err(invalid_list_options(
-                    "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ));
-            }
-            None if !version_match.is_empty() => {
-                return Err(invalid_list_options(
-                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ));
-            }
-            _ => {}
-        }
         let version = info.param("resourceVersion");
         let revision = verbs::get::parse_version(version)?;
         let start = match (wants_initial, revision) {
@@ -308,21 +278,17 @@ impl Request<'_> {
     }
 
     fn watch_timeout(&self) -> Result<Duration> {
-        match self.input.info.param("timeoutSeconds").filter(|text| !text.is_empty()) {
-            None => Ok(watch::default_timeout(self.input.server.config.min_request_timeout)),
-            Some(text) => match text.parse::<u64>() {
-                Ok(0) => Ok(watch::default_timeout(self.input.server.config.min_request_timeout)),
-                Ok(seconds) => Ok(Duration::from_secs(seconds.min(365 * 86_400))),
-                Err(_) => Err(Status::bad_request(format!("timeoutSeconds: {text:?} is not a number of seconds"))),
-            },
-        }
+        let asked = options::number(self.input.info, "timeoutSeconds")?.and_then(|seconds| u64::try_from(seconds).ok());
+        Ok(match asked.filter(|seconds| *seconds > 0) {
+            None => watch::default_timeout(self.input.server.config.min_request_timeout),
+            Some(seconds) => Duration::from_secs(seconds.min(365 * 86_400)),
+        })
     }
 
+    /// How long pages are; a limit that is negative is none.
     fn limit(&self) -> Result<usize> {
-        match self.input.info.param("limit").filter(|text| !text.is_empty()) {
-            None => Ok(0),
-            Some(text) => text.parse().map_err(|_| Status::bad_request(format!("limit: {text:?} is not a number"))),
-        }
+        let limit = options::number(self.input.info, "limit")?;
+        Ok(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0))
     }
 
     async fn delete(&self) -> Result<Output> {
@@ -340,6 +306,7 @@ impl Request<'_> {
 
     async fn delete_collection(&self) -> Result<Output> {
         let options = self.delete_options()?;
+        options::check_list(self.input.info)?;
         let list_options = verbs::list::ListOptions {
             selection: self.selection()?,
             resource_version: None,
@@ -353,7 +320,13 @@ impl Request<'_> {
         let call = Call { options: call_options, ..self.call_again() };
         let deleted = verbs::delete::delete_collection(&call, &list.items, &options).await?;
         let items = self.call.resource.present_all(&self.call.served, deleted)?;
-        let metadata = json!({"resourceVersion": list.revision.to_string()});
+        let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+        if !list.continue_token.is_empty() {
+            metadata["continue"] = list.continue_token.into();
+        }
+        if let Some(remaining) = list.remaining {
+            metadata["remainingItemCount"] = remaining.into();
+        }
         Ok(self.renderer.value_list(&metadata, items)?.into())
     }
 
@@ -481,10 +454,6 @@ impl Request<'_> {
             }
             "application/strategic-merge-patch+json" => Ok(Patch::Strategic(json()?)),
             "application/apply-patch+yaml" => {
-                if self.input.info.param("fieldManager").unwrap_or_default().is_empty() {
-                    let error = FieldError::required("fieldManager", "is required for apply patch");
-                    return Err(Status::invalid(&GroupKind::new("meta.k8s.io", "PatchOptions"), "", &[error]));
-                }
                 let unreadable =
                     |error: codec::DecodeError| Status::bad_request(format!("error decoding YAML: {error}"));
                 let config = codec::yaml::parse(&self.input.body).map_err(unreadable)?;
@@ -512,7 +481,9 @@ impl Request<'_> {
         }
     }
 
-    fn written(&self, written: Written, mut warnings: Vec<String>) -> Result<Output> {
+    /// The answer to a write. What was odd about the body is said also when the write fails.
+    fn written(&self, written: Result<Written>, mut warnings: Vec<String>) -> Result<Output> {
+        let written = written.inspect_err(|_| warnings.iter().for_each(|text| self.call.warnings.add(text)))?;
         warnings.extend(written.warnings);
         let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         let response = self.renderer.written(written.object, written.text, code)?;
@@ -542,10 +513,6 @@ fn unknown_field(resource: &crate::registry::Resource, field: &str) -> Status {
     } else {
         format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
     })
-}
-
-fn invalid_list_options(message: &str) -> Status {
-    Status::failure(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {message}"))
 }
 
 /// The format of an error's answer: what was asked for, as far as errors have it.

@@ -3,16 +3,51 @@
 
 use std::sync::Arc;
 
+use apimachinery::status::Status;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::discovery::json_response;
+use super::resources::method_not_allowed;
 use super::{RequestInfo, Response, discovery, health, metrics, openapi, version};
 use crate::server::Server;
 
-/// The answer to a request that is not about a resource; `None` when nothing is at its path.
-pub async fn route(server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMap) -> Option<Response> {
+/// The answer to a request that is not about a resource.
+pub async fn route(
+    server: &Arc<Server>,
+    info: &RequestInfo,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Status> {
+    if info.path.starts_with("/version") && method != Method::GET {
+        return Err(method_not_allowed());
+    }
+    match answer(server, info, headers).await {
+        Some(answer) => Ok(answer),
+        None if is_nowhere(server, &info.path) => Ok(not_found()),
+        None => Err(Status::path_not_found()),
+    }
+}
+
+/// Whether a path is in no part of the API. Within a group upstream says so as JSON, elsewhere as a page.
+pub fn is_nowhere(server: &Server, path: &str) -> bool {
+    let mut segments = path.split('/').skip(1);
+    match (segments.next(), segments.next()) {
+        (Some("api"), _) => false,
+        (Some("apis"), Some(group)) => {
+            server.registry.all().iter().all(|resource| resource.group_resource.group != group)
+        }
+        _ => true,
+    }
+}
+
+/// What is at a path that is nowhere.
+pub fn not_found() -> Response {
+    health::text(StatusCode::NOT_FOUND, "404 page not found\n".into())
+}
+
+async fn answer(server: &Arc<Server>, info: &RequestInfo, headers: &HeaderMap) -> Option<Response> {
     match info.path.as_str() {
         "/" => Some(json_response(StatusCode::OK, &json!({"paths": paths(server)}))),
         "/version" | "/version/" => Some(json_response(StatusCode::OK, &version::document())),

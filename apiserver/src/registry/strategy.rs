@@ -335,6 +335,11 @@ pub trait Strategy: Send + Sync + 'static {
         vec![]
     }
 
+    /// Texts for `Warning` headers of a deletion.
+    fn delete_warnings(&self, _options: &DeleteOptions) -> Vec<String> {
+        vec![]
+    }
+
     /// `None`: the kind has no such subresource beyond what the discovery facts say (there `status` is generic).
     fn subresource(&self, name: &str) -> Option<Subresource> {
         (name == "status").then_some(Subresource::Update(&GENERIC_STATUS))

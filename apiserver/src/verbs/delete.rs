@@ -58,8 +58,10 @@ pub fn options(body: &Value, param: impl Fn(&str) -> Option<String>) -> Result<D
         ..DeleteOptions::default()
     };
     if let Some(text) = param("gracePeriodSeconds") {
-        options.grace_period =
-            Some(text.parse().map_err(|_| invalid("gracePeriodSeconds", &text, "must be an integer"))?);
+        options.grace_period = Some(
+            text.parse()
+                .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?,
+        );
     }
     let policy = param("propagationPolicy").unwrap_or_else(|| body.str_at(&["propagationPolicy"]).to_owned());
     let orphan = param("orphanDependents").map(|text| text == "true").or_else(|| body.bool_at(&["orphanDependents"]));
@@ -102,6 +104,7 @@ pub fn options(body: &Value, param: impl Fn(&str) -> Option<String>) -> Result<D
 
 /// Deletes the object `call.name`.
 pub async fn delete(call: &Call<'_>, options: &DeleteOptions) -> Result<Deleted> {
+    call.resource.strategy.delete_warnings(options).iter().for_each(|text| call.warnings.add(text));
     let mut base = call.resource.cache.get(&call.namespace, &call.name);
     let mut certain = false;
     for _ in 0..TRIES {

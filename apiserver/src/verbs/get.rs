@@ -35,9 +35,14 @@ pub fn parse_version(text: Option<&str>) -> Result<Option<u64>> {
         None | Some("") => Ok(None),
         Some(text) => match text.parse() {
             Ok(revision) => Ok(Some(revision)),
-            Err(_) => Err(Status::bad_request(format!(
-                "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-            ))),
+            // Upstream takes it for a mistake of its own.
+            Err(_) => Err(Status::failure(
+                500,
+                "",
+                format!(
+                    "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                ),
+            )),
         },
     }
 }

@@ -51,7 +51,10 @@ const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 const NOW: i64 = -1;
 
 pub async fn list(call: &Call<'_>, options: &ListOptions) -> Result<List> {
-    check_match(options)?;
+    let version = options.resource_version.as_deref().unwrap_or_default();
+    if !options.continue_token.is_empty() && !version.is_empty() && version != "0" {
+        return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+    }
     let prefix = list_prefix(call);
     let (snapshot, start) = match options.continue_token.as_str() {
         "" => (first_snapshot(call, options).await?, prefix.clone()),
@@ -68,8 +71,9 @@ pub async fn list(call: &Call<'_>, options: &ListOptions) -> Result<List> {
 /// The objects as fresh as the request demands, or exactly those of a revision.
 async fn first_snapshot(call: &Call<'_>, options: &ListOptions) -> Result<Snapshot> {
     let version = options.resource_version.as_deref();
+    let malformed = |error: Status| Status::bad_request(format!("invalid resource version: {}", error.message));
+    let revision = parse_version(version).map_err(malformed)?.unwrap_or(0);
     if options.resource_version_match == "Exact" {
-        let revision = parse_version(version)?.unwrap_or(0);
         be_fresh(call, version).await?;
         return snapshot_at(call, revision).await;
     }
@@ -122,7 +126,9 @@ async fn snapshot_at(call: &Call<'_>, revision: u64) -> Result<Snapshot> {
 }
 
 fn page(call: &Call<'_>, options: &ListOptions, snapshot: &Snapshot, prefix: &str, start: &str) -> List {
-    let limit = if options.limit == 0 { usize::MAX } else { options.limit };
+    // Who takes any state takes all of it at once: upstream's cache has no pages for it.
+    let whole = options.limit == 0 || options.resource_version.as_deref() == Some("0");
+    let limit = if whole { usize::MAX } else { options.limit };
     let filter = options.selection.filter();
     let mut rest = range_within(&snapshot.objects, prefix, start);
     let mut items = Vec::new();
@@ -173,28 +179,6 @@ fn expired() -> Status {
     Status::expired(
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     )
-}
-
-fn check_match(options: &ListOptions) -> Result<()> {
-    let version = options.resource_version.as_deref().unwrap_or_default();
-    let bad = |message: &str| Err(Status::bad_request(message));
-    match options.resource_version_match.as_str() {
-        "" if !options.continue_token.is_empty() && !version.is_empty() && version != "0" => {
-            bad("specifying resource version is not allowed when using continue")
-        }
-        "" => Ok(()),
-        "Exact" | "NotOlderThan" if !options.continue_token.is_empty() => {
-            bad("resourceVersionMatch is forbidden for continue")
-        }
-        "Exact" | "NotOlderThan" if version.is_empty() => {
-            bad("resourceVersionMatch is forbidden unless resourceVersion is provided")
-        }
-        "Exact" if version == "0" => bad("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
-        "Exact" | "NotOlderThan" => Ok(()),
-        other => bad(&format!(
-            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
-        )),
-    }
 }
 
 #[cfg(test)]

@@ -110,28 +110,7 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
             "server-side apply is not supported on this resource",
         ));
     };
-    let mut config = config.clone();
-    if config.kind() != call.served.gvk.kind || config.api_version() != call.served.gvk.api_version() {
-        return Err(Status::bad_request(format!(
-            "the applied object is {} {}, not {} {}",
-            config.api_version(),
-            config.kind(),
-            call.served.gvk.api_version(),
-            call.served.gvk.kind
-        )));
-    }
-    if config.at(&["metadata", "managedFields"]).is_some_and(|v| !v.is_null()) {
-        return Err(Status::bad_request("metadata.managedFields must be nil"));
-    }
-    config.metadata_mut().entry("name").or_insert_with(|| call.name.as_str().into());
-    if config.name() != call.name {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({}) does not match the name on the URL ({})",
-            config.name(),
-            call.name
-        )));
-    }
-    metadata::set_namespace(&mut config, &call.namespace, call.resource.namespaced)?;
+    check_config(call, config)?;
     let api_version = call.served.gvk.api_version();
     let manager = apply::Manager {
         name: &call.options.field_manager,
@@ -142,8 +121,14 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
     let reset = call.strategy().reset_fields();
     update::change(call, &mut |old| {
         let live = old.map(|old| call.resource.present(&call.served, old.clone())).transpose()?;
-        let merged =
-            apply::apply(schema, live.as_ref(), &config, &manager, call.options.force, reset).map_err(apply_failed)?;
+        let merged = apply::apply(schema, live.as_ref(), config, &manager, call.options.force, reset)?;
+        // A name may be left out only where there is an object that has one.
+        if merged.name().is_empty() {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                call.name
+            )));
+        }
         let mut object = call.resource.internalize(&call.served, merged)?;
         call.resource.strategy.default(&mut object);
         Ok(Made { object, managed: true })
@@ -151,8 +136,24 @@ async fn apply_config(call: &Call<'_>, config: &Value) -> Result<Written> {
     .await
 }
 
-fn apply_failed(error: apply::ApplyError) -> Status {
-    Status::from(error)
+/// Whether an applied configuration is about the object of the URL, as far as it says.
+fn check_config(call: &Call<'_>, config: &Value) -> Result<()> {
+    let (api_version, kind) = (config.api_version(), config.kind());
+    if kind != call.served.gvk.kind && api_version == call.served.gvk.api_version() {
+        let core = if api_version.contains('/') { "" } else { "/" };
+        return Err(Status::bad_request(format!("invalid object type: {core}{api_version}, Kind={kind}")));
+    }
+    if config.at(&["metadata", "managedFields"]).is_some_and(|v| !v.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let name = config.name();
+    if !name.is_empty() && name != call.name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.name
+        )));
+    }
+    metadata::set_namespace(&mut config.clone(), &call.namespace, call.resource.namespaced)
 }
 
 fn unprocessable(error: &merge::PatchError) -> Status {

@@ -30,11 +30,10 @@ pub const SCALE: ScalePaths = ScalePaths {
     selector: ScaleSelector::Selector(&["spec", "selector"]),
 };
 
-static STATUS: StatusOf =
-    StatusOf::new()
-        .keeping(&["generation", "deletionTimestamp", "labels"])
-        .resetting(&[&["spec"], &["metadata", "labels"]])
-        .validated(validation::apps::deployment_status);
+static STATUS: StatusOf = StatusOf::new()
+    .keeping(&["generation", "deletionTimestamp", "labels"])
+    .resetting(&[&["spec"], &["metadata", "labels"]])
+    .validated(validation::apps::deployment_status);
 
 /// `3/5`: ready and desired replicas.
 pub fn ready_of_desired(obj: &Value) -> Value {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::registry::common::{self, StatusOf};
 use crate::registry::object::ObjectExt;
-use crate::registry::strategy::{Column, Cx, Propagation, Strategy, Subresource};
+use crate::registry::strategy::{Column, Cx, DeleteOptions, Propagation, Strategy, Subresource};
 use crate::registry::tables::{age, containers, has_condition, human_duration, name, selector, timestamp};
 use crate::registry::{defaults, validation};
 
@@ -105,6 +105,11 @@ impl Strategy for Job {
 
     fn default_propagation(&self) -> Propagation {
         Propagation::Orphan
+    }
+
+    fn delete_warnings(&self, options: &DeleteOptions) -> Vec<String> {
+        const TEXT: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+        if options.propagation.is_none() { vec![TEXT.into()] } else { vec![] }
     }
 
     fn selectable_fields(&self) -> &'static [&'static str] {

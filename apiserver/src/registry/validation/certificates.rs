@@ -441,15 +441,22 @@ mod tests {
             json!({"spec": {"signerName": "example.com/s", "podName": "p", "podUID": "1", "serviceAccountName": "s",
                 "serviceAccountUID": "2", "nodeName": "n", "nodeUID": "3", "maxExpirationSeconds": seconds, "stubPKCS10Request": stub}})
         };
-        let forged = STANDARD.encode(STANDARD.decode(STUB).unwrap().split_last().map(|(last, rest)| [rest, &[last ^ 1]].concat()).unwrap());
+        let forged = STANDARD.encode(
+            STANDARD.decode(STUB).unwrap().split_last().map(|(last, rest)| [rest, &[last ^ 1]].concat()).unwrap(),
+        );
         let cases = [
             (request(STUB, 3600), vec![]),
             (request(&forged, 3600), vec!["spec.stubPKCS10Request: Invalid value: invalid signature"]),
             (request("AAAA", 3600), vec!["spec.stubPKCS10Request: Invalid value: must be a valid PKCS#10 CSR"]),
-            (request(STUB, 0), vec!["spec.maxExpirationSeconds: Invalid value: 0: must be in the range [3600, 7862400]"]),
+            (
+                request(STUB, 0),
+                vec!["spec.maxExpirationSeconds: Invalid value: 0: must be in the range [3600, 7862400]"],
+            ),
             (
                 request("", 3600),
-                vec!["spec: Invalid value: exactly one of (stubPKCS10Request) or (pkixPublicKey, proofOfPossession) must be set"],
+                vec![
+                    "spec: Invalid value: exactly one of (stubPKCS10Request) or (pkixPublicKey, proofOfPossession) must be set",
+                ],
             ),
         ];
         for (obj, expected) in cases {

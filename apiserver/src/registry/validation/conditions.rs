@@ -83,9 +83,14 @@ mod tests {
             (vec![with("type", json!(""))], vec!["status.conditions[0].type: Required value: is required"]),
             (
                 vec![with("status", json!("Maybe"))],
-                vec![r#"status.conditions[0].status: Unsupported value: "Maybe": supported values: "False", "True", "Unknown""#],
+                vec![
+                    r#"status.conditions[0].status: Unsupported value: "Maybe": supported values: "False", "True", "Unknown""#,
+                ],
             ),
-            (vec![with("lastTransitionTime", Value::Null)], vec!["status.conditions[0].lastTransitionTime: Required value"]),
+            (
+                vec![with("lastTransitionTime", Value::Null)],
+                vec!["status.conditions[0].lastTransitionTime: Required value"],
+            ),
         ];
         for (conditions_of_case, expected) in cases {
             let mut errors = Errors::new();

@@ -188,7 +188,10 @@ pub fn overlap(a: &str, b: &str, completions: i64) -> Option<i64> {
         text.split(',').filter_map(|interval| interval_of(interval, completions).ok()).collect()
     };
     let (a, b) = (intervals(a), intervals(b));
-    a.iter().flat_map(|x| b.iter().map(move |y| (x.0.max(y.0), x.1.min(y.1)))).find(|(from, to)| from <= to).map(|(from, _)| from)
+    a.iter()
+        .flat_map(|x| b.iter().map(move |y| (x.0.max(y.0), x.1.min(y.1))))
+        .find(|(from, to)| from <= to)
+        .map(|(from, _)| from)
 }
 
 #[cfg(test)]
@@ -202,10 +205,15 @@ mod tests {
     fn failure_policies_name_containers_and_ordered_codes() {
         let spec = |rule: Value| json!({"template": {"spec": {"containers": [{"name": "a"}]}}, "podFailurePolicy": {"rules": [rule]}});
         let cases = [
-            (json!({"action": "FailJob", "onExitCodes": {"containerName": "a", "operator": "In", "values": [1, 2]}}), vec![]),
+            (
+                json!({"action": "FailJob", "onExitCodes": {"containerName": "a", "operator": "In", "values": [1, 2]}}),
+                vec![],
+            ),
             (
                 json!({"action": "FailJob"}),
-                vec!["spec.podFailurePolicy.rules[0]: Invalid value: specifying one of OnExitCodes and OnPodConditions is required"],
+                vec![
+                    "spec.podFailurePolicy.rules[0]: Invalid value: specifying one of OnExitCodes and OnPodConditions is required",
+                ],
             ),
             (
                 json!({"action": "FailJob", "onExitCodes": {"containerName": "b", "operator": "In", "values": [2, 0]}}),

@@ -84,7 +84,10 @@ fn conditions(change: &Change<'_>, errors: &mut Errors) {
         ["Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"].map(|kind| change.flipped(kind));
     let with_policy = !change.obj["spec"]["successPolicy"].is_null();
     let rules = [
-        ((complete_flipped || failed_flipped) && complete && failed, "cannot set Complete=True and Failed=true conditions"),
+        (
+            (complete_flipped || failed_flipped) && complete && failed,
+            "cannot set Complete=True and Failed=true conditions",
+        ),
         (
             (complete_flipped || target_flipped) && complete && target,
             "cannot set Complete=True and FailureTarget=true conditions",
@@ -255,11 +258,15 @@ mod tests {
             ),
             (
                 json!({"succeeded": 2, "startTime": "2020-01-01T00:00:00Z", "conditions": [condition("Failed")]}),
-                vec!["status.conditions: Invalid value: cannot set Failed=True condition without the FailureTarget=true condition"],
+                vec![
+                    "status.conditions: Invalid value: cannot set Failed=True condition without the FailureTarget=true condition",
+                ],
             ),
             (
                 json!({"succeeded": 2, "startTime": "2020-01-01T00:00:00Z", "completedIndexes": "0"}),
-                vec![r#"status.completedIndexes: Invalid value: "0": cannot set non-empty completedIndexes when non-indexed completion mode"#],
+                vec![
+                    r#"status.completedIndexes: Invalid value: "0": cannot set non-empty completedIndexes when non-indexed completion mode"#,
+                ],
             ),
         ];
         for (status, expected) in cases {
