@@ -193,6 +193,10 @@ fn replace(value: &mut Value, text: String) {
 fn bytes(text: &str) -> Result<(), DecodeError> {
     // Checks without keeping the decoded bytes around.
     let position = |error| match error {
+        // Go complains about what follows the padding, not about the padding.
+        base64::DecodeError::InvalidByte(at, b'=') if at % 4 > 1 && text[at..].starts_with(&"=="[at % 4 - 2..]) => {
+            at / 4 * 4 + 4
+        }
         base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
         // Go names the group of four that is incomplete.
         _ => text.len() / 4 * 4,
@@ -458,6 +462,14 @@ mod tests {
             json!({"metadata": {"name": "a"}, "spec": {"selector": null, "strategy": {}, "template": {"metadata": {},
                 "spec": {"containers": [{"name": "c", "resources": {}}]}}}, "status": {}})
         );
+    }
+
+    #[test]
+    fn base64_is_read_as_go_reads_it() {
+        for (text, expected) in [("dGV4dA==", None), ("dGV4dA==x", Some(8)), ("cA==x", Some(4)), ("d=V4", Some(1))] {
+            let found = bytes(text).err().map(|error| error.to_string());
+            assert_eq!(found, expected.map(|at| format!("illegal base64 data at input byte {at}")), "{text}");
+        }
     }
 
     #[test]

@@ -29,8 +29,15 @@ pub fn impersonate(
         if uid.is_empty() && asked_groups.is_empty() && extras.is_empty() {
             return Ok(caller);
         }
-        let message = format!("requested {extras:?} without impersonating a user");
-        return Err(Status::internal(message));
+        // As Go prints the user that it made of the headers.
+        let list = match asked_groups.as_slice() {
+            [] => "[]string(nil)".to_owned(),
+            groups => format!("[]string{{{}}}", groups.iter().map(|g| format!("{g:?}")).collect::<Vec<_>>().join(", ")),
+        };
+        let extra = if extras.is_empty() { "(nil)" } else { "{…}" };
+        return Err(Status::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{uid:?}, Groups:{list}, Extra:map[string][]string{extra}}} without impersonating a user name"
+        )));
     }
     let check = |attributes: Attributes<'_>| match authorize(&attributes) {
         Decision::Allow(_) => Ok(()),

@@ -1,6 +1,6 @@
 //! `serviceaccounts/<name>/token`: makes a bound token. The answer is the request with its status filled in.
 
-use apimachinery::meta::{GroupKind, GroupResource, GroupVersion};
+use apimachinery::meta::{GroupKind, GroupResource, GroupVersion, GroupVersionKind};
 use apimachinery::status::{FieldError, Result, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -50,6 +50,7 @@ impl SubresourceHandler for TokenRequest {
         let token = signed.map_err(|error| Status::internal(format!("failed to generate token: {error}")))?;
         let expires = cx.now.as_second() + body.i64_at(&["spec", "expirationSeconds"]).unwrap_or(DEFAULT);
         body.set(&["status"], json!({"token": token, "expirationTimestamp": seconds_text(expires)}));
+        body.set_gvk(&GroupVersionKind::new("authentication.k8s.io", "v1", "TokenRequest"));
         Ok(body)
     }
 }
@@ -150,7 +151,10 @@ fn bind(cx: &Cx<'_>, account: &Value, wanted: &Value) -> Result<Binding> {
             ("Secret", secret)
         }
         _ => {
-            return Err(Status::bad_request(format!("cannot bind token to object of type {api_version}, Kind={kind}")));
+            let core = if api_version.contains('/') { "" } else { "/" };
+            return Err(Status::bad_request(format!(
+                "cannot bind token to object of type {core}{api_version}, Kind={kind}"
+            )));
         }
     };
     let uid = wanted.str_at(&["uid"]);

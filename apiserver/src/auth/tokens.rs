@@ -55,8 +55,7 @@ impl TokenFile {
         for (number, line) in lines {
             let fields = csv_fields(line);
             let [token, name, uid, rest @ ..] = fields.as_slice() else { return Err(number + 1) };
-            let groups =
-                rest.first().map(|list| list.split(',').filter(|g| !g.is_empty()).map(str::to_owned).collect());
+            let groups = rest.first().map(|list| list.split(',').map(str::to_owned).collect());
             let user = UserInfo {
                 name: name.clone(),
                 uid: uid.clone(),

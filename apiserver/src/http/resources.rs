@@ -202,6 +202,7 @@ impl Request<'_> {
                 if verb == "create" {
                     self.call.admit(Operation::Create, &self.call.name, &mut body, None).await?;
                     self.call.validate_admission(Operation::Create, &self.call.name, &mut body, None).await?;
+                    self.call.manage_answer(&sub.gvk, &mut body);
                 }
                 let answer = handler.handle(&self.call.cx(), &self.call.name, verb, body).await?;
                 let code = if verb == "create" { StatusCode::CREATED } else { StatusCode::OK };

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cache::Stored;
+use crate::registry::apps::daemon_set::TEMPLATE_GENERATION;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Column, Strategy};
 
@@ -68,10 +69,23 @@ fn row_object(object: Value, version: &str, include: IncludeObject) -> Value {
 
 /// The metadata of an object, as an object of its own.
 pub fn partial(object: &Value, version: &str) -> Value {
+    let metadata = object.at(&["metadata"]).cloned();
+    partial_with(metadata, object.kind(), version)
+}
+
+fn partial_with(metadata: Option<Value>, kind: &str, version: &str) -> Value {
+    let mut metadata = metadata.unwrap_or_else(|| json!({}));
+    if kind == "DaemonSet" {
+        // Upstream has the count of templates in a field, and makes metadata of what it has.
+        metadata.remove_at(&["annotations", TEMPLATE_GENERATION]);
+        if metadata.at(&["annotations"]).and_then(Value::as_object).is_some_and(serde_json::Map::is_empty) {
+            metadata.remove_at(&["annotations"]);
+        }
+    }
     json!({
         "kind": "PartialObjectMetadata",
         "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": object.at(&["metadata"]).cloned().unwrap_or_else(|| json!({})),
+        "metadata": metadata,
     })
 }
 
@@ -80,9 +94,5 @@ pub fn partial_of(stored: &Stored, version: &str) -> Value {
     let text = [b"{", &stored.body[..], b"}"].concat();
     let metadata =
         apimachinery::codec::scan::find(&text, ["metadata"]).and_then(|text| serde_json::from_slice(text).ok());
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": metadata.unwrap_or_else(|| json!({})),
-    })
+    partial_with(metadata, &stored.kind.kind, version)
 }

@@ -134,6 +134,7 @@ pub async fn delete_collection(
     objects: &[Arc<Stored>],
     options: &DeleteOptions,
 ) -> Result<Vec<Value>> {
+    call.resource.strategy.delete_warnings(options).iter().for_each(|text| call.warnings.add(text));
     let mut deleted = Vec::new();
     for object in objects {
         let one = Call {

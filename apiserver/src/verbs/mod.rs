@@ -14,12 +14,15 @@ use std::sync::Arc;
 
 use apimachinery::codec;
 use apimachinery::merge::apply::{self, Manager};
+use apimachinery::meta::GroupVersionKind;
+use apimachinery::schema::builtin;
 use apimachinery::status::{FieldError, Result, Status};
 use serde_json::Value;
 
 use crate::admission::{AdmissionRequest, Operation, Reinvocation, Warnings};
 use crate::auth::UserInfo;
 use crate::cache::{FreshnessError, Stored};
+use crate::registry::core::pod::INTERNAL;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Cx, Strategy, Subresource};
 use crate::registry::{Resource, Served};
@@ -162,6 +165,10 @@ impl<'a> Call<'a> {
     /// Records who owns the fields of `object`, which is in the storage version, as is `old`.
     fn manage_fields(&self, object: &mut Value, old: Option<&Value>, now: jiff::Timestamp) -> Result<()> {
         let Some(schema) = &self.served.schema else { return Ok(()) };
+        // The server's own changes on behalf of a binding or an eviction have no manager.
+        if self.subresource == INTERNAL {
+            return Ok(());
+        }
         let manager = Manager {
             name: &self.options.field_manager,
             api_version: &self.served.gvk.api_version(),
@@ -182,6 +189,23 @@ impl<'a> Call<'a> {
             None => object.metadata_mut().remove("managedFields"),
         };
         Ok(())
+    }
+
+    /// Records who asked in what a subresource takes and gives back; only the requests for tokens are shown again.
+    pub(crate) fn manage_answer(&self, gvk: &GroupVersionKind, body: &mut Value) {
+        if gvk.kind != "TokenRequest" {
+            return;
+        }
+        let Some(schema) = builtin().kind(gvk) else { return };
+        let api_version = gvk.api_version();
+        let manager = Manager {
+            name: &self.options.field_manager,
+            api_version: &api_version,
+            subresource: &self.subresource,
+            time: jiff::Timestamp::now(),
+        };
+        body.metadata_mut();
+        apply::update_managed_fields(schema, None, body, &manager, &[&["status"]]);
     }
 
     /// Adds what upstream always prints, so that equal objects are equal trees.

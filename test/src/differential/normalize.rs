@@ -17,8 +17,8 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\beyJ[\w-]+\.[\w-]+\.[\w-]+", "<token>"),
         (r"\bkube-api-access-[a-z0-9]{5}\b", "<token volume>"),
         (r"\bthe ResourceVersion in record \(\d+\)", "the ResourceVersion in record (<revision>)"),
-        // Upstream appends a diff of its own structs, in Go's notation, to some messages.
-        (r"(?s)\n(@@ |\s*core\.|\s*&?v1\.).*", "<diff>"),
+        // Upstream appends a diff of its own structs, in Go's notation, to some messages; ours is one of the JSON.
+        (r"(?s)\n(@@ |\s*core\.|\s*&?v1\.|- [a-z]\w*: ).*", "<diff>"),
     ]
     .map(|(pattern, name)| (Regex::new(pattern).unwrap(), name))
     .into()

@@ -31,7 +31,7 @@ const COUNTS: [&str; 4] = ["currentNumberScheduled", "numberMisscheduled", "desi
 
 /// Counts templates; only the oldest clients look at it, under this annotation. Upstream keeps it in a field of its
 /// own, which every object has when it becomes JSON.
-const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 static PLAIN_STATUS: StatusOf = StatusOf::new().validated(validation::apps::daemon_set_status);
 static STATUS: Status = Status;

@@ -9,7 +9,7 @@ use super::common::{ALL_METADATA, StatusOf, keep_metadata};
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::{Column, Cx, NameRule, Strategy, Subresource, keep};
-use super::tables::{NONE, age, human_duration, name, text, text_or};
+use super::tables::{NONE, age, human_duration, labels, name, text, text_or};
 use super::validation;
 
 pub struct CertificateSigningRequest;
@@ -28,8 +28,10 @@ pub static CLUSTER_TRUST_BUNDLE: Declared = Declared::new(Shape::Plain)
 /// In seconds.
 const DAY: i64 = 86_400;
 
-static POD_REQUEST_STATUS: StatusOf =
-    StatusOf::new().keeping(ALL_METADATA).validated(validation::certificates::pod_request_status);
+static POD_REQUEST_STATUS: StatusOf = StatusOf::new()
+    .keeping(ALL_METADATA)
+    .resetting(&[&["metadata"], &["spec"]])
+    .validated(validation::certificates::pod_request_status);
 
 /// A pod's wish for a certificate; what was asked for never changes.
 pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
@@ -38,7 +40,32 @@ pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
     .create_rules(validation::certificates::pod_request)
     .update_rules(validation::certificates::pod_request_update)
     .status(&POD_REQUEST_STATUS)
-    .selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]);
+    .selectable(&["spec.signerName", "spec.podName", "spec.nodeName"])
+    .table(
+        &[
+            Column::name(),
+            Column::new("PodName", "string"),
+            Column::new("ServiceAccountName", "string"),
+            Column::new("NodeName", "string"),
+            Column::new("SignerName", "string"),
+            Column::new("State", "string"),
+            Column::new("UnverifiedUserAnnotations", "string"),
+        ],
+        |obj, _| {
+            let conditions = obj.list_at(&["status", "conditions"]).iter();
+            let answers = conditions.filter_map(|condition| condition["type"].as_str());
+            let state = answers.filter(|kind| matches!(*kind, "Issued" | "Denied" | "Failed")).last();
+            vec![
+                name(obj),
+                text(obj, &["spec", "podName"]),
+                text(obj, &["spec", "serviceAccountName"]),
+                text(obj, &["spec", "nodeName"]),
+                text(obj, &["spec", "signerName"]),
+                state.unwrap_or("Pending").into(),
+                labels(&obj["spec"]["unverifiedUserAnnotations"]),
+            ]
+        },
+    );
 
 /// What signers write.
 struct Status;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::cache::stored::Aliases;
 use crate::registry::object::ObjectExt;
-use crate::registry::strategy::{Column, Cx, Strategy};
+use crate::registry::strategy::{Column, Cx, NameRule, Strategy};
 use crate::registry::tables::{UNKNOWN, name, scalar, since, text};
 use crate::registry::validation;
 use crate::server::Server;
@@ -112,6 +112,11 @@ impl Strategy for Event {
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, _old: &Value) -> Vec<FieldError> {
         validation::event::event(obj)
+    }
+
+    /// What was good enough once is good enough still.
+    fn name_rule(&self) -> NameRule {
+        NameRule::PathSegment
     }
 
     fn allow_create_on_update(&self) -> bool {

@@ -138,6 +138,9 @@ fn round_up_to_milli(text: &str) -> Option<String> {
     Some(if quantity > Quantity::ZERO && rounded > quantity { rounded } else { quantity }.to_string())
 }
 
+/// Longer names of images cannot be read.
+const NAME_MAX: usize = 255;
+
 /// Whether an image is named by the moving tag `latest`, said or implied. A digest without a tag never moves.
 pub fn pulls_always(image: &str) -> bool {
     let (name, digest) = match image.split_once('@') {
@@ -148,7 +151,10 @@ pub fn pulls_always(image: &str) -> bool {
     match last.split_once(':') {
         Some((_, tag)) => tag == "latest",
         // An unreadable reference counts as a fixed one, validation has its say about it.
-        None => !digest && !last.is_empty() && !name.bytes().any(|b| b.is_ascii_uppercase() || b == b' '),
+        None => {
+            let readable = name.len() <= NAME_MAX && !name.bytes().any(|b| b.is_ascii_uppercase() || b == b' ');
+            !digest && !last.is_empty() && readable
+        }
     }
 }
 

@@ -260,8 +260,13 @@ fn stateful_set_spec(obj: &Value) -> Errors {
 /// The template as its pods will be: with a volume for every claim, and without names that the controller sets.
 fn with_claims_as_volumes(spec: &Value) -> Value {
     let mut spec = spec.clone();
-    let names: Vec<Value> =
-        spec.list_at(&["volumeClaimTemplates"]).iter().map(|c| c["metadata"]["name"].clone()).collect();
+    let mut names: Vec<Value> = Vec::new();
+    for claim in spec.list_at(&["volumeClaimTemplates"]) {
+        let name = &claim["metadata"]["name"];
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
     let mut volumes: Vec<Value> = names
         .iter()
         .map(|name| serde_json::json!({"name": name, "persistentVolumeClaim": {"claimName": name}}))

@@ -45,11 +45,12 @@ fn generated_selector(obj: &Value, errors: &mut Errors) {
         ("batch.kubernetes.io/job-name", obj.name()),
     ];
     for (key, wanted) in expected {
-        let actual = labels.str_at(&[key]);
-        if actual.is_empty() {
+        let Some(actual) = labels[key].as_str() else {
             let detail = format!("must be '{wanted}'");
             errors.push(FieldError::required(path.field("labels").key(key), detail));
-        } else if actual != wanted {
+            continue;
+        };
+        if actual != wanted {
             let detail = format!("must be '{wanted}'");
             errors.push(FieldError::invalid(path.field("labels").key(key), labels.clone(), detail));
         }

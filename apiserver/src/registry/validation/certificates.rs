@@ -405,7 +405,7 @@ pub fn pod_request_status(obj: &Value, old: &Value) -> Errors {
     let answered = old.list_at(&["status", "conditions"]).iter().any(|c| ANSWERS.iter().any(|a| c["type"] == *a));
     if errors.is_empty() && answered && !same(&obj["status"], &old["status"]) {
         let detail = "immutable after PodCertificateRequest is issued, denied, or failed";
-        errors.push(FieldError::invalid(Path::STATUS, obj["status"].clone(), detail));
+        errors.push(FieldError::invalid_omitted(Path::STATUS, detail));
     }
     errors
 }

@@ -175,7 +175,8 @@ pub fn domain_prefixed_path(text: &str, path: Path<'_>, errors: &mut Errors) {
         Some((host, rest)) if !host.is_empty() && !rest.is_empty() => {
             complain(is_dns1123_subdomain(host), host, path, errors);
             if !rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b)) {
-                errors.push(FieldError::invalid(path, rest, "Invalid path"));
+                const DETAIL: &str = r"Invalid path (regex used for validation is '[A-Za-z0-9/\-._~%!$&'()*+,;=:]+')";
+                errors.push(FieldError::invalid(path, rest, DETAIL));
             }
         }
         _ => errors.push(FieldError::invalid(path, text, "must be a domain-prefixed path (such as \"acme.io/foo\")")),
