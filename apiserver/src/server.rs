@@ -90,6 +90,7 @@ impl Server {
         tokio::spawn(crate::extensions::run(server.clone()));
         tokio::spawn(aggregation::run(server.clone()));
         tokio::spawn(crate::admission::policy::types::run(server.clone()));
+        tokio::spawn(crate::bootstrap::flow_control::watch_over(server.clone()));
         let bootstrap = tokio::spawn(crate::bootstrap::run(server.clone()));
         listener.serve(server).await;
         if let Err(error) = bootstrap.await {
@@ -116,6 +117,37 @@ impl Server {
     ) -> Result<Value> {
         let call = self.call(user, gvr, namespace, object.name(), "")?;
         let written = verbs::create::create(&call, object).await?;
+        call.resource.present(&call.served, written.object)
+    }
+
+    /// Creates the object as one of the server's parts that own their fields apart.
+    pub async fn create_managed(
+        self: &Arc<Self>,
+        user: &UserInfo,
+        gvr: &GroupVersionResource,
+        namespace: &str,
+        object: Value,
+        manager: &str,
+    ) -> Result<Value> {
+        let mut call = self.call(user, gvr, namespace, object.name(), "")?;
+        manager.clone_into(&mut call.options.field_manager);
+        let written = verbs::create::create(&call, object).await?;
+        call.resource.present(&call.served, written.object)
+    }
+
+    /// Applies a status, whoever had it before.
+    pub async fn apply_status(
+        self: &Arc<Self>,
+        user: &UserInfo,
+        gvr: &GroupVersionResource,
+        namespace: &str,
+        config: Value,
+        manager: &str,
+    ) -> Result<Value> {
+        let mut call = self.call(user, gvr, namespace, config.name(), "status")?;
+        manager.clone_into(&mut call.options.field_manager);
+        call.options.force = true;
+        let written = verbs::patch::patch(&call, &verbs::patch::Patch::Apply(config)).await?;
         call.resource.present(&call.served, written.object)
     }
 

@@ -1,11 +1,13 @@
 //! The objects that a cluster cannot do without, made and kept right by the server itself: system namespaces, the
-//! default RBAC policy, priority classes, the `kubernetes` Service and its endpoints, the authentication config map.
-//! Everything is idempotent and additive: what an administrator added or annotated as theirs stays.
+//! default RBAC policy, priority classes, flow schemas and priority levels, the `kubernetes` Service and its endpoints,
+//! the authentication config map. Everything is idempotent and additive: what an administrator added or annotated as
+//! theirs stays.
 
 mod api_services;
 mod cluster;
 mod endpoints;
 mod ensure;
+pub mod flow_control;
 pub mod policy;
 mod rbac;
 
@@ -48,6 +50,7 @@ async fn once(server: &Arc<Server>) {
     until_done("system namespaces", || cluster::namespaces(server)).await;
     until_done("default RBAC policy", || rbac::reconcile(server)).await;
     until_done("priority classes", || cluster::priority_classes(server)).await;
+    until_done("flow schemas and priority levels", || flow_control::ensure(server)).await;
     until_done("default service CIDR", || cluster::service_cidr(server)).await;
     until_done("kubernetes service", || cluster::kubernetes_service(server)).await;
     until_done("authentication config map", || cluster::authentication(server)).await;

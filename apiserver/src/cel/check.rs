@@ -1,13 +1,13 @@
 //! Finds expressions that cannot work because of the types they use: fields that a kind does not have, operators on
-//! types that they do not take. What is not known is taken to be right, so there are no false complaints. The words are
-//! those of the reference implementation.
+//! types that they do not take, names that nobody declared. What is not known is taken to be right, so there are no
+//! false complaints. The words are those of the reference implementation.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use apimachinery::schema::{Scalar, Schema, Shape};
 use cel::IdedExpr;
-use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, LiteralValue, operators};
+use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
 
 /// What is known about a value.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub enum Type<'s> {
     List(Box<Type<'s>>),
     Map(Box<Type<'s>>),
     Object(&'s Schema),
+    /// Known fields without a schema: the request, a policy's variables.
+    Record(Variables<'s>),
 }
 
 impl fmt::Display for Type<'_> {
@@ -39,7 +41,7 @@ impl fmt::Display for Type<'_> {
             Self::Timestamp => f.write_str("timestamp"),
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(value) => write!(f, "map(string, {value})"),
-            Self::Object(_) => f.write_str("object"),
+            Self::Object(_) | Self::Record(_) => f.write_str("object"),
         }
     }
 }
@@ -78,26 +80,86 @@ impl<'s> Type<'s> {
 /// The variables of an expression, by name.
 pub type Variables<'s> = BTreeMap<String, Type<'s>>;
 
-/// The type of the expression, and everything that is wrong with it.
+/// What is wrong, and with which node of the tree.
+pub struct Complaint {
+    pub node: u64,
+    pub text: String,
+}
+
+/// Types of the language, which are values there too, and the names before the dot of the libraries' functions.
+const NAMES: [&str; 25] = [
+    "base64",
+    "bool",
+    "bytes",
+    "cidr",
+    "double",
+    "dyn",
+    "format",
+    "int",
+    "ip",
+    "jsonpatch",
+    "list",
+    "lists",
+    "map",
+    "math",
+    "null_type",
+    "optional",
+    "optional_type",
+    "quantity",
+    "regex",
+    "sets",
+    "string",
+    "strings",
+    "type",
+    "uint",
+    "url",
+];
+
+/// The type of the expression, and everything that is wrong with it; other variables than these may be there.
 pub fn check<'s>(tree: &IdedExpr, variables: &Variables<'s>) -> (Type<'s>, Vec<String>) {
-    let mut checker = Checker { variables: variables.clone(), complaints: Vec::new() };
+    let (found, complaints) = run(tree, variables, false);
+    (found, complaints.into_iter().map(|complaint| complaint.text).collect())
+}
+
+/// The same, where there are no other variables.
+pub fn check_closed<'s>(tree: &IdedExpr, variables: &Variables<'s>) -> (Type<'s>, Vec<Complaint>) {
+    run(tree, variables, true)
+}
+
+fn run<'s>(tree: &IdedExpr, variables: &Variables<'s>, closed: bool) -> (Type<'s>, Vec<Complaint>) {
+    let mut checker = Checker { variables: variables.clone(), complaints: Vec::new(), closed };
     let found = checker.expression(tree);
     (found, checker.complaints)
 }
 
 struct Checker<'s> {
     variables: Variables<'s>,
-    complaints: Vec<String>,
+    complaints: Vec<Complaint>,
+    closed: bool,
 }
 
 impl<'s> Checker<'s> {
+    fn complain(&mut self, node: u64, text: String) {
+        self.complaints.push(Complaint { node, text });
+    }
+
+    fn named(&mut self, name: &str, node: u64) -> Type<'s> {
+        if let Some(found) = self.variables.get(name) {
+            return found.clone();
+        }
+        if self.closed && !NAMES.contains(&name) {
+            self.complain(node, format!("undeclared reference to '{name}' (in container '')"));
+        }
+        Type::Dyn
+    }
+
     fn expression(&mut self, tree: &IdedExpr) -> Type<'s> {
         match &tree.expr {
-            Expr::Ident(name) => self.variables.get(name).cloned().unwrap_or(Type::Dyn),
+            Expr::Ident(name) => self.named(name, tree.id),
             Expr::Literal(literal) => literal_type(literal),
             Expr::Select(select) => {
                 let operand = self.expression(&select.operand);
-                let found = self.field(&operand, &select.field);
+                let found = self.field(&operand, &select.field, tree.id);
                 if select.test { Type::Bool } else { found }
             }
             Expr::List(list) => {
@@ -105,31 +167,54 @@ impl<'s> Checker<'s> {
                 let item = items.first().filter(|first| items.iter().all(|item| item.is_same(first))).cloned();
                 Type::List(Box::new(item.unwrap_or(Type::Dyn)))
             }
-            Expr::Call(call) => self.call(call),
+            Expr::Call(call) => self.call(call, tree.id),
             Expr::Comprehension(comprehension) => self.comprehension(comprehension),
-            Expr::Map(_) | Expr::Struct(_) | Expr::Unspecified => Type::Dyn,
+            Expr::Map(map) => {
+                map.entries.iter().for_each(|entry| self.entry(&entry.expr));
+                Type::Dyn
+            }
+            Expr::Struct(_) | Expr::Unspecified => Type::Dyn,
         }
     }
 
-    fn field(&mut self, operand: &Type<'s>, field: &str) -> Type<'s> {
+    fn entry(&mut self, entry: &EntryExpr) {
+        match entry {
+            EntryExpr::StructField(field) => {
+                self.expression(&field.value);
+            }
+            EntryExpr::MapEntry(entry) => {
+                self.expression(&entry.key);
+                self.expression(&entry.value);
+            }
+        }
+    }
+
+    fn field(&mut self, operand: &Type<'s>, field: &str, node: u64) -> Type<'s> {
         match operand {
+            Type::Record(fields) => match fields.get(field) {
+                Some(found) => found.clone(),
+                None => {
+                    self.complain(node, format!("undefined field '{field}'"));
+                    Type::Dyn
+                }
+            },
             Type::Object(schema) => match schema.child(field) {
                 Some(child) => Type::of_schema(child),
                 None => {
-                    self.complaints.push(format!("undefined field '{field}'"));
+                    self.complain(node, format!("undefined field '{field}'"));
                     Type::Dyn
                 }
             },
             Type::Map(value) => (**value).clone(),
             Type::Dyn => Type::Dyn,
             other => {
-                self.complaints.push(format!("type '{other}' does not support field selection"));
+                self.complain(node, format!("type '{other}' does not support field selection"));
                 Type::Dyn
             }
         }
     }
 
-    fn call(&mut self, call: &CallExpr) -> Type<'s> {
+    fn call(&mut self, call: &CallExpr, node: u64) -> Type<'s> {
         let target = call.target.as_deref().map(|target| self.expression(target));
         let arguments: Vec<Type<'s>> = call.args.iter().map(|argument| self.expression(argument)).collect();
         let name = call.func_name.as_str();
@@ -137,8 +222,8 @@ impl<'s> Checker<'s> {
             (None, [left, right]) => match binary(name, left, right) {
                 Some(found) => found,
                 None => {
-                    self.complaints
-                        .push(format!("found no matching overload for '{name}' applied to '({left}, {right})'"));
+                    let text = format!("found no matching overload for '{name}' applied to '({left}, {right})'");
+                    self.complain(node, text);
                     Type::Dyn
                 }
             },
@@ -165,8 +250,11 @@ impl<'s> Checker<'s> {
         }
         self.variables.insert(c.accu_var.clone(), Type::Dyn);
         self.expression(&c.loop_step);
+        self.variables = outer.clone();
+        self.variables.insert(c.accu_var.clone(), start);
+        let found = self.expression(&c.result);
         self.variables = outer;
-        start
+        found
     }
 }
 

@@ -6,6 +6,7 @@ pub mod check;
 mod functions;
 mod json;
 mod rewrite;
+pub mod verify;
 
 use std::sync::{Arc, LazyLock};
 

@@ -36,6 +36,7 @@ pub struct Declared {
     pub update_rules: fn(&Value, &Value) -> Vec<FieldError>,
     /// Fields of features that are off: dropped unless the stored object has them.
     pub gated: &'static [&'static [&'static str]],
+    pub whole_update_rules: Option<fn(&Value, &Value) -> Vec<FieldError>>,
     pub name_rule: NameRule,
     pub create_on_update: bool,
     pub unconditional_update: bool,
@@ -57,6 +58,7 @@ impl Declared {
             create_rules: |_| Vec::new(),
             update_rules: |_, _| Vec::new(),
             gated: &[],
+            whole_update_rules: None,
             name_rule: NameRule::Dns1123Subdomain,
             create_on_update: false,
             unconditional_update: true,
@@ -97,6 +99,12 @@ impl Declared {
     /// Rules for updates, beside those for every write: what may not change.
     pub const fn update_rules(mut self, rules: fn(&Value, &Value) -> Vec<FieldError>) -> Self {
         self.update_rules = rules;
+        self
+    }
+
+    /// Rules for updates, instead of those for every write: what was wrong before may stay.
+    pub const fn rules_of_updates(mut self, rules: fn(&Value, &Value) -> Vec<FieldError>) -> Self {
+        self.whole_update_rules = Some(rules);
         self
     }
 
@@ -190,7 +198,10 @@ impl Strategy for Declared {
     }
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = (self.rules)(obj);
+        let mut errors = match self.whole_update_rules {
+            Some(rules) => rules(obj, old),
+            None => (self.rules)(obj),
+        };
         errors.extend((self.update_rules)(obj, old));
         errors
     }

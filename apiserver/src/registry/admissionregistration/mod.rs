@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::common::{ALL_METADATA, StatusOf};
+use super::common::StatusOf;
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::Column;
@@ -18,22 +18,25 @@ fn webhook_row(obj: &Value, now: jiff::Timestamp) -> Vec<Value> {
 pub static VALIDATING_WEBHOOK_CONFIGURATION: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::admission::validating_webhooks)
     .updated_by_version()
-    .rules(validation::admission::webhooks)
+    .rules(validation::webhooks::configuration)
+    .rules_of_updates(validation::webhooks::configuration_update)
     .table(WEBHOOK_COLUMNS, webhook_row);
 
 pub static MUTATING_WEBHOOK_CONFIGURATION: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::admission::mutating_webhooks)
     .updated_by_version()
-    .rules(validation::admission::webhooks)
+    .rules(validation::webhooks::configuration)
+    .rules_of_updates(validation::webhooks::configuration_update)
     .table(WEBHOOK_COLUMNS, webhook_row);
 
-static POLICY_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+static POLICY_STATUS: StatusOf = StatusOf::new().of_nothing_else().validated(validation::admission::policy_status);
 
 pub static VALIDATING_ADMISSION_POLICY: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::admission::policy)
     .updated_by_version()
     .status(&POLICY_STATUS)
     .rules(validation::admission::validating_policy)
+    .rules_of_updates(validation::admission::validating_policy_update)
     .table(
         &[Column::name(), Column::new("Validations", "integer"), Column::new("ParamKind", "string"), Column::age()],
         |obj, now| vec![name(obj), count(&obj["spec"]["validations"]).into(), param_kind(obj).into(), age(obj, now)],
@@ -43,6 +46,7 @@ pub static MUTATING_ADMISSION_POLICY: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::admission::policy)
     .updated_by_version()
     .rules(validation::admission::mutating_policy)
+    .rules_of_updates(validation::admission::mutating_policy_update)
     .table(
         &[Column::name(), Column::new("Mutations", "integer"), Column::new("ParamKind", "string"), Column::age()],
         |obj, now| vec![name(obj), count(&obj["spec"]["mutations"]).into(), param_kind(obj).into(), age(obj, now)],
@@ -51,14 +55,21 @@ pub static MUTATING_ADMISSION_POLICY: Declared = Declared::new(Shape::Counted)
 const BINDING_COLUMNS: &[Column] =
     &[Column::name(), Column::new("PolicyName", "string"), Column::new("ParamRef", "string"), Column::age()];
 
-/// Bindings of both sorts of policies.
-pub static POLICY_BINDING: Declared = Declared::new(Shape::Counted)
+fn binding_row(obj: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    vec![name(obj), text(obj, &["spec", "policyName"]), param_ref(obj).into(), age(obj, now)]
+}
+
+pub static VALIDATING_ADMISSION_POLICY_BINDING: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::admission::policy_binding)
     .updated_by_version()
-    .rules(validation::admission::policy_binding)
-    .table(BINDING_COLUMNS, |obj, now| {
-        vec![name(obj), text(obj, &["spec", "policyName"]), param_ref(obj).into(), age(obj, now)]
-    });
+    .rules(validation::admission::validating_binding)
+    .table(BINDING_COLUMNS, binding_row);
+
+pub static MUTATING_ADMISSION_POLICY_BINDING: Declared = Declared::new(Shape::Counted)
+    .defaults(defaults::admission::policy_binding)
+    .updated_by_version()
+    .rules(validation::admission::mutating_binding)
+    .table(BINDING_COLUMNS, binding_row);
 
 fn param_kind(obj: &Value) -> String {
     match &obj["spec"]["paramKind"] {

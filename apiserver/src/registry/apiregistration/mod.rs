@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::common::{ALL_METADATA, StatusOf};
+use super::common::StatusOf;
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::{Column, NameRule};
 use super::tables::{age, condition, name};
 use super::{defaults, validation};
 
-static STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+static STATUS: StatusOf = StatusOf::new().of_nothing_else();
 
 pub static API_SERVICE: Declared = Declared::new(Shape::WithStatus)
     .defaults(defaults::admission::api_service)

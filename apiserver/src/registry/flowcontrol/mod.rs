@@ -1,22 +1,21 @@
 //! The `flowcontrol.apiserver.k8s.io` group: which requests wait in which queues.
 
+pub mod presets;
+
 use serde_json::Value;
 
-use super::common::{ALL_METADATA, StatusOf};
+use super::common::StatusOf;
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::Column;
 use super::tables::{NONE, age, condition, name, number, text, text_or};
 use super::{defaults, validation};
 
-static FLOW_SCHEMA_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
-static PRIORITY_LEVEL_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+static STATUS: StatusOf = StatusOf::new().of_nothing_else().validated(validation::flowcontrol::status);
 
 pub static FLOW_SCHEMA: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::flowcontrol::flow_schema)
-    .created_by_update()
-    .updated_by_version()
-    .status(&FLOW_SCHEMA_STATUS)
+    .status(&STATUS)
     .rules(validation::flowcontrol::flow_schema)
     .table(
         &[
@@ -41,9 +40,7 @@ pub static FLOW_SCHEMA: Declared = Declared::new(Shape::CountedWithStatus)
 
 pub static PRIORITY_LEVEL_CONFIGURATION: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::flowcontrol::priority_level)
-    .created_by_update()
-    .updated_by_version()
-    .status(&PRIORITY_LEVEL_STATUS)
+    .status(&STATUS)
     .rules(validation::flowcontrol::priority_level)
     .table(
         &[

@@ -104,7 +104,7 @@ fn conversion(spec: &Value, errors: &mut Errors) {
             let detail = "required when strategy is set to Webhook";
             errors.push(FieldError::required(path.field("clientConfig"), detail));
         } else {
-            super::admission::client_config(&conversion["webhook"]["clientConfig"], path.field("clientConfig"), errors);
+            super::webhooks::client_config(&conversion["webhook"]["clientConfig"], path.field("clientConfig"), errors);
         }
         if conversion["webhook"].list_at(&["conversionReviewVersions"]).is_empty() {
             errors.push(FieldError::required(path.field("conversionReviewVersions"), ""));

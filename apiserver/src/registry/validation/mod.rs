@@ -29,6 +29,7 @@ pub mod storage;
 pub mod volume;
 pub mod volume_sources;
 pub mod warnings;
+pub mod webhooks;
 
 use std::fmt;
 
