@@ -39,7 +39,12 @@ pub struct CustomResource {
 
 impl CustomResource {
     fn check(&self, object: &Value) -> Vec<FieldError> {
-        self.validator.as_ref().map(|validator| validator.validate(object)).unwrap_or_default()
+        let mut errors = self.validator.as_ref().map(|validator| validator.validate(object)).unwrap_or_default();
+        if let Some(scale) = &self.scale {
+            check_replicas(object, &scale.spec_replicas, &mut errors);
+            check_replicas(object, &scale.status_replicas, &mut errors);
+        }
+        errors
     }
 
     fn fill(&self, object: &mut Value) {
@@ -126,6 +131,30 @@ impl Strategy for CustomResource {
         let columns = self.columns.get(object.api_version()).into_iter().flatten();
         cells.extend(columns.map(|column| cell(column, object, now)));
         cells
+    }
+}
+
+/// Numbers of replicas that the scale subresource could not tell.
+fn check_replicas(object: &Value, path: &[String], errors: &mut Vec<FieldError>) {
+    let keys: Vec<&str> = path.iter().map(String::as_str).collect();
+    let Some(value) = object.at(&keys) else { return };
+    let field = format!(".{}", keys.join("."));
+    let Some(number) = value.as_i64() else {
+        let (shown, kind) = match value {
+            Value::Null => ("<nil>".to_owned(), "<nil>"),
+            Value::Bool(flag) => (flag.to_string(), "bool"),
+            Value::Number(number) => (number.to_string(), "float64"),
+            Value::String(text) => (text.clone(), "string"),
+            Value::Array(_) => (value.to_string(), "[]interface {}"),
+            Value::Object(_) => (value.to_string(), "map[string]interface {}"),
+        };
+        let detail = format!("{field} accessor error: {shown} is of the type {kind}, expected int64");
+        return errors.push(FieldError::invalid(field, 0, detail));
+    };
+    if number < 0 {
+        errors.push(FieldError::invalid(field, number, "should be a non-negative integer"));
+    } else if number > i64::from(i32::MAX) {
+        errors.push(FieldError::invalid(field, number, format!("should be less than or equal to {}", i32::MAX)));
     }
 }
 

@@ -6,7 +6,7 @@ mod conversion;
 mod custom_resource;
 mod definition;
 mod json_path;
-mod validation;
+pub mod validation;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 pub struct Validator {
     schema: Value,
     patterns: HashMap<String, Regex>,
+    /// A whole resource, whose metadata are checked elsewhere and whose lists have keys.
+    is_resource: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +26,12 @@ impl Validator {
     pub fn new(schema: Value) -> Result<Self, PatternError> {
         let mut patterns = HashMap::new();
         compile(&schema, &mut patterns)?;
-        Ok(Self { schema, patterns })
+        Ok(Self { schema, patterns, is_resource: true })
+    }
+
+    /// Checks the default of a schema, which is a part of a resource.
+    pub fn of_default(schema: Value) -> Result<Self, PatternError> {
+        Self::new(schema).map(|validator| Self { is_resource: false, ..validator })
     }
 
     /// Everything that is wrong with the object; `metadata`, `kind` and `apiVersion` are checked elsewhere.
@@ -34,13 +41,21 @@ impl Validator {
         errors
     }
 
+    /// The same for a value that is somewhere; the details of complaints know nothing of that.
+    pub fn validate_at(&self, place: &str, value: &Value) -> Vec<FieldError> {
+        let mut errors = self.validate(value);
+        for error in &mut errors {
+            error.field = if error.field == NOWHERE { place.to_owned() } else { format!("{place}.{}", error.field) };
+        }
+        errors
+    }
+
+    /// As upstream, one check does not keep another from complaining, too.
     fn check(&self, path: &str, value: &Value, schema: &Value, errors: &mut Vec<FieldError>) {
         if value.is_null() && schema["nullable"] == true {
             return;
         }
-        if !self.check_type(path, value, schema, errors) {
-            return;
-        }
+        check_type(path, value, schema, errors);
         check_enum(path, value, schema, errors);
         match value {
             Value::String(text) => self.check_string(path, text, schema, errors),
@@ -49,41 +64,19 @@ impl Validator {
             Value::Object(map) => self.check_object(path, map, schema, errors),
             Value::Null | Value::Bool(_) => {}
         }
-        self.check_combined(path, value, schema, errors);
-    }
-
-    fn check_type(&self, path: &str, value: &Value, schema: &Value, errors: &mut Vec<FieldError>) -> bool {
-        if schema["x-kubernetes-int-or-string"] == true {
-            if value.is_string() || value.is_i64() || value.is_u64() {
-                return true;
-            }
-            errors.push(wrong_type(path, value, "integer,string"));
-            return false;
+        if !value.is_null() {
+            self.check_combined(path, value, schema, errors);
         }
-        let fits = match schema["type"].as_str() {
-            Some("string") => value.is_string(),
-            Some("integer") => value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0),
-            Some("number") => value.is_number(),
-            Some("boolean") => value.is_boolean(),
-            Some("array") => value.is_array(),
-            Some("object") => value.is_object(),
-            _ => true,
-        };
-        if !fits {
-            errors.push(wrong_type(path, value, schema["type"].as_str().unwrap_or_default()));
-        }
-        fits
     }
 
     fn check_string(&self, path: &str, text: &str, schema: &Value, errors: &mut Vec<FieldError>) {
         let length = text.chars().count() as u64;
+        // Only the first of these is told.
         if let Some(max) = schema["maxLength"].as_u64().filter(|max| length > *max) {
             errors.push(FieldError::too_long(name(path), usize::try_from(max).unwrap_or(usize::MAX)));
-        }
-        if let Some(min) = schema["minLength"].as_u64().filter(|min| length < *min) {
+        } else if let Some(min) = schema["minLength"].as_u64().filter(|min| length < *min) {
             errors.push(invalid(path, text, format!("should be at least {min} chars long")));
-        }
-        if let Some(pattern) = schema["pattern"].as_str()
+        } else if let Some(pattern) = schema["pattern"].as_str()
             && self.patterns.get(pattern).is_some_and(|regex| !regex.is_match(text))
         {
             errors.push(invalid(path, text, format!("should match '{pattern}'")));
@@ -91,7 +84,7 @@ impl Validator {
         if let Some(format) = schema["format"].as_str()
             && !has_format(text, format)
         {
-            let detail = format!("{} in body must be of type {format}: {text:?}", name(path));
+            let detail = format!("{path} in body must be of type {format}: {text:?}");
             errors.push(FieldError::invalid(name(path), text, detail));
         }
     }
@@ -107,7 +100,9 @@ impl Validator {
         if schema["uniqueItems"] == true && items.iter().enumerate().any(|(i, item)| items[..i].contains(item)) {
             errors.push(invalid(path, Value::Array(items.to_vec()), "shouldn't contain duplicates".into()));
         }
-        check_list_keys(path, items, schema, errors);
+        if self.is_resource {
+            check_list_keys(path, items, schema, errors);
+        }
         let item_schema = &schema["items"];
         if item_schema.is_object() {
             for (index, item) in items.iter().enumerate() {
@@ -131,7 +126,7 @@ impl Validator {
         }
         let (properties, additional) = (&schema["properties"], &schema["additionalProperties"]);
         for (key, value) in map {
-            if path.is_empty() && matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
+            if self.is_resource && path.is_empty() && matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
                 continue;
             }
             let inner = match properties.get(key) {
@@ -143,25 +138,68 @@ impl Validator {
         }
     }
 
+    /// What is combined of other schemas. Where none fits, the complaints of one of them are told, too.
     fn check_combined(&self, path: &str, value: &Value, schema: &Value, errors: &mut Vec<FieldError>) {
-        let fits = |inner: &Value| {
+        let problems = |inner: &Value| {
             let mut found = Vec::new();
             self.check(path, value, inner, &mut found);
-            found.is_empty()
+            found
         };
-        let count = |name: &str| schema[name].as_array().map(|list| list.iter().filter(|inner| fits(inner)).count());
-        for inner in schema["allOf"].as_array().into_iter().flatten() {
-            self.check(path, value, inner, errors);
-        }
-        if count("anyOf") == Some(0) {
+        let attempts = |name: &str| -> Vec<Vec<FieldError>> {
+            schema[name].as_array().into_iter().flatten().map(problems).collect()
+        };
+        let fitting = |attempts: &[Vec<FieldError>]| attempts.iter().filter(|problems| problems.is_empty()).count();
+        let closest = |attempts: Vec<Vec<FieldError>>| attempts.into_iter().min_by_key(Vec::len).unwrap_or_default();
+        let any = attempts("anyOf");
+        if !any.is_empty() && fitting(&any) == 0 {
             errors.push(combined(path, "must validate at least one schema (anyOf)"));
+            errors.extend(closest(any));
         }
-        if count("oneOf").is_some_and(|matching| matching != 1) {
-            errors.push(combined(path, "must validate one and only one schema (oneOf)"));
+        let one = attempts("oneOf");
+        match fitting(&one) {
+            _ if one.is_empty() => {}
+            1 => {}
+            0 => {
+                errors.push(combined(path, "must validate one and only one schema (oneOf). Found none valid"));
+                errors.extend(closest(one));
+            }
+            many => {
+                let detail = format!("must validate one and only one schema (oneOf). Found {many} valid alternatives");
+                errors.push(combined(path, &detail));
+            }
         }
-        if schema["not"].is_object() && fits(&schema["not"]) {
+        let all = attempts("allOf");
+        let (count, fitting) = (all.len(), fitting(&all));
+        errors.extend(all.into_iter().flatten());
+        if fitting < count {
+            let none = if fitting == 0 { ". None validated" } else { "" };
+            errors.push(combined(path, &format!("must validate all the schemas (allOf){none}")));
+        }
+        if schema["not"].is_object() && problems(&schema["not"]).is_empty() {
             errors.push(combined(path, "must not validate the schema (not)"));
         }
+    }
+}
+
+fn check_type(path: &str, value: &Value, schema: &Value, errors: &mut Vec<FieldError>) {
+    if schema["x-kubernetes-int-or-string"] == true {
+        if !(value.is_string() || value.is_i64() || value.is_u64()) {
+            errors.push(wrong_type(path, value, "integer,string"));
+        }
+        return;
+    }
+    let fits = match schema["type"].as_str() {
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0),
+        Some("number") => value.is_number(),
+        Some("boolean") => value.is_boolean(),
+        Some("array") => value.is_array(),
+        Some("object") => value.is_object(),
+        None | Some("") => true,
+        Some(_) => false,
+    };
+    if !fits {
+        errors.push(wrong_type(path, value, schema["type"].as_str().unwrap_or_default()));
     }
 }
 
@@ -266,21 +304,24 @@ fn wrong_type(path: &str, value: &Value, expected: &str) -> FieldError {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    let detail = format!("{} in body must be of type {expected}: {actual:?}", name(path));
+    let detail = format!("{path} in body must be of type {expected}: {actual:?}");
     FieldError::type_invalid(name(path), actual, detail)
 }
 
 fn invalid(path: &str, value: impl Into<Value>, detail: String) -> FieldError {
-    FieldError::invalid(name(path), value, format!("{} in body {detail}", name(path)))
+    FieldError::invalid(name(path), value, format!("{path} in body {detail}"))
 }
 
+/// These are upstream's about the whole, and say themselves which part they mean.
 fn combined(path: &str, detail: &str) -> FieldError {
-    let quoted = format!("{:?}", name(path));
-    FieldError::invalid(name(path), "", format!("{quoted} {detail}"))
+    FieldError::invalid(NOWHERE, "", format!("{path:?} {detail}"))
 }
+
+/// The field of a complaint that is about no field in particular.
+const NOWHERE: &str = "<nil>";
 
 fn name(path: &str) -> &str {
-    if path.is_empty() { "<nil>" } else { path }
+    if path.is_empty() { NOWHERE } else { path }
 }
 
 fn join(path: &str, key: &str) -> String {

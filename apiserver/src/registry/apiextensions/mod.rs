@@ -32,7 +32,7 @@ fn versions(obj: &Value) -> String {
     served.map(label).collect::<Vec<_>>().join(",")
 }
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(validation::apiextensions::status_update);
 
 impl Strategy for CustomResourceDefinition {
     fn default(&self, obj: &mut Value) {

@@ -9,7 +9,7 @@ use super::strategy::{Column, NameRule};
 use super::tables::{age, condition, name};
 use super::{defaults, validation};
 
-static STATUS: StatusOf = StatusOf::new().of_nothing_else();
+static STATUS: StatusOf = StatusOf::new().of_nothing_else().validated(validation::apiextensions::api_service_status);
 
 pub static API_SERVICE: Declared = Declared::new(Shape::WithStatus)
     .defaults(defaults::admission::api_service)
