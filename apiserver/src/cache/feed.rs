@@ -23,7 +23,7 @@ pub async fn run(store: Arc<dyn Store>, prefix: String, caches: Arc<Caches>, shu
         let followed = async {
             let after = match place {
                 Some(revision) => revision,
-                None => fill(store.as_ref(), &prefix, &caches).await?,
+                None => fill(&store, &prefix, &caches).await?,
             };
             place = Some(after);
             follow(store.as_ref(), &prefix, &caches, after, &mut place, &mut delay).await
@@ -51,7 +51,7 @@ pub async fn run(store: Arc<dyn Store>, prefix: String, caches: Arc<Caches>, shu
 
 enum Never {}
 
-async fn fill(store: &dyn Store, prefix: &str, caches: &Caches) -> StoreResult<u64> {
+async fn fill(store: &Arc<dyn Store>, prefix: &str, caches: &Caches) -> StoreResult<u64> {
     let mut found: HashMap<String, Vec<Arc<Stored>>> = HashMap::new();
     let root = format!("{prefix}/");
     let revision = read_all(store, &root, |entry| {
@@ -71,26 +71,29 @@ async fn fill(store: &dyn Store, prefix: &str, caches: &Caches) -> StoreResult<u
 }
 
 /// Fills a cache that was added while the feed runs: its objects as of a revision that the feed then catches up with.
-pub async fn fill_new(store: &dyn Store, cache: &ResourceCache) -> StoreResult<()> {
+pub async fn fill_new(store: &Arc<dyn Store>, cache: &ResourceCache) -> StoreResult<()> {
     let mut objects = Vec::new();
     let revision = read_all(store, cache.prefix(), |entry| objects.extend(decode(cache, entry))).await?;
     cache.fill(objects, revision);
     Ok(())
 }
 
-async fn read_all(store: &dyn Store, prefix: &str, mut each: impl FnMut(&Entry)) -> StoreResult<u64> {
-    let mut after: Option<String> = None;
-    let mut at = None;
-    loop {
-        let page = store.range(prefix, after.as_deref(), PAGE, at).await?;
-        let revision = at.unwrap_or(page.revision);
-        at = Some(revision);
+/// Everything under a prefix, at one revision. Each page is on its way while the one before is being looked at.
+async fn read_all(store: &Arc<dyn Store>, prefix: &str, mut each: impl FnMut(&Entry)) -> StoreResult<u64> {
+    let fetch = |after: Option<String>, at| {
+        let (store, prefix) = (store.clone(), prefix.to_owned());
+        tokio::spawn(async move { store.range(&prefix, after.as_deref(), PAGE, at).await })
+    };
+    let (mut coming, mut at) = (Some(fetch(None, None)), None);
+    while let Some(page) = coming.take() {
+        let page = page
+            .await
+            .map_err(|error| StoreError::Operation { operation: "read everything", source: Box::new(error) })??;
+        at = at.or(Some(page.revision));
+        coming = page.entries.last().filter(|_| page.more).map(|last| fetch(Some(last.key.clone()), at));
         page.entries.iter().for_each(&mut each);
-        match page.entries.last() {
-            Some(last) if page.more => after = Some(last.key.clone()),
-            _ => return Ok(revision),
-        }
     }
+    Ok(at.unwrap_or_default())
 }
 
 fn decode(cache: &ResourceCache, entry: &Entry) -> Option<Arc<Stored>> {

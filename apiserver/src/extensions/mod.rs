@@ -152,7 +152,7 @@ async fn install(server: &Arc<Server>, installed: &mut HashMap<String, Installed
             server.caches.remove(&group, &resource);
             let prefix = format!("{}/{}/", server.config.etcd_prefix, layout::custom_prefix(&group, &resource));
             let cache = server.caches.add(&group, &resource, &prefix, definition.kind.clone());
-            feed::fill_new(server.store.as_ref(), &cache)
+            feed::fill_new(&server.store, &cache)
                 .await
                 .map_err(|error| Status::internal(apimachinery::process::error_chain(&error)))?;
             cache
