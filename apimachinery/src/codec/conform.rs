@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{DecodeError, Decoded, MAX_STRICT_ERRORS};
 use crate::meta::Quantity;
-use crate::schema::{Field, Object, Opaque, PropsOr, Scalar, Schema, Shape, builtin};
+use crate::schema::{Field, Object, Opaque, PropsOr, Scalar, Schema, Shape, builtin, go_names};
 
 /// Checks and prunes a parsed value in place. Trees of custom resources are only pruned: their types are a matter of
 /// validation.
@@ -25,8 +25,8 @@ pub fn conform(decoded: &mut Decoded, schema: &Schema) -> Result<(), DecodeError
 struct Walk<'s> {
     /// As field validation prints it: `spec.containers[0].name`.
     path: String,
-    /// The Go struct and the JSON name of every field on the way.
-    go_path: Vec<(&'s str, &'s str)>,
+    /// The struct and the field of every step on the way.
+    go_path: Vec<(&'s Object, &'s Field)>,
     errors: Vec<String>,
 }
 
@@ -93,7 +93,7 @@ impl<'s> Walk<'s> {
                 continue;
             }
             let length = self.push(key);
-            self.go_path.push((short(&object.name), &field.name));
+            self.go_path.push((object, field));
             self.value(value, &field.schema, Some(field))?;
             self.go_path.pop();
             self.path.truncate(length);
@@ -133,13 +133,20 @@ impl<'s> Walk<'s> {
         if fits {
             return Ok(());
         }
-        let expected = field.and_then(|f| f.go_type.as_deref()).unwrap_or_else(|| match scalar {
-            Scalar::Time | Scalar::MicroTime | Scalar::Duration => "string",
-            Scalar::IntOrString => "int32",
-            _ => scalar_name(scalar),
+        let named = match field {
+            Some(field) => field.go_type.as_deref().map(str::to_owned),
+            None => self.item_type(),
+        };
+        let expected = named.unwrap_or_else(|| {
+            let plain = match scalar {
+                Scalar::Time | Scalar::MicroTime | Scalar::Duration => "string",
+                Scalar::IntOrString => "int32",
+                _ => scalar_name(scalar),
+            };
+            plain.to_owned()
         });
         let number = matches!(scalar, Scalar::Int32 | Scalar::Int64 | Scalar::IntOrString);
-        Err(self.wrong(describe(value, number), expected.to_owned()))
+        Err(self.wrong(describe(value, number), expected))
     }
 
     fn props_or(&mut self, value: &mut Value, kind: PropsOr) -> Result<(), DecodeError> {
@@ -168,14 +175,24 @@ impl<'s> Walk<'s> {
     }
 
     fn mismatch(&self, value: &Value, schema: &Schema, field: Option<&Field>) -> DecodeError {
-        let expected = field.and_then(|f| f.go_type.as_deref()).map_or_else(|| go_type(schema), str::to_owned);
-        self.wrong(describe(value, false), expected)
+        let items = || field.and_then(|_| self.item_type()).map(|item| format!("[]{item}"));
+        let named = field.and_then(|f| f.go_type.as_deref()).map(str::to_owned).or_else(items);
+        self.wrong(describe(value, false), named.unwrap_or_else(|| go_type(schema)))
+    }
+
+    /// Go's name for the items of the list that is being read, where they have one.
+    fn item_type(&self) -> Option<String> {
+        self.go_path.last().and_then(|(object, field)| go_names::item(object, field))
     }
 
     fn wrong(&self, value: String, expected: String) -> DecodeError {
         let Some((holder, _)) = self.go_path.last() else { return DecodeError::ValueType { value, expected } };
-        let path: Vec<&str> = self.go_path.iter().map(|(_, name)| *name).collect();
-        DecodeError::FieldType { value, holder: (*holder).to_owned(), path: path.join("."), expected }
+        let mut path: Vec<&str> = Vec::new();
+        for (object, field) in &self.go_path {
+            path.extend(go_names::embedded(object, field));
+            path.push(&field.name);
+        }
+        DecodeError::FieldType { value, holder: short(&holder.name).to_owned(), path: path.join("."), expected }
     }
 }
 

@@ -8,6 +8,7 @@
 mod builtin;
 mod custom;
 mod facts;
+pub(crate) mod go_names;
 pub mod openapi;
 
 use std::borrow::Cow;

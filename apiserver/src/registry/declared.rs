@@ -17,6 +17,8 @@ pub enum Shape {
     Plain,
     /// The generation counts changes of everything but `metadata`.
     Counted,
+    /// The same, but for new objects, which have none.
+    CountedLater,
     /// The generation is 1 and stays so.
     Numbered,
     /// A status that only its subresource writes.
@@ -37,6 +39,8 @@ pub struct Declared {
     /// Fields of features that are off: dropped unless the stored object has them.
     pub gated: &'static [&'static [&'static str]],
     pub whole_update_rules: Option<fn(&Value, &Value) -> Vec<FieldError>>,
+    /// Changes a new object, or a changed one, before it is checked.
+    pub prepare: fn(&mut Value, Option<&Value>),
     pub name_rule: NameRule,
     pub create_on_update: bool,
     pub unconditional_update: bool,
@@ -59,6 +63,7 @@ impl Declared {
             update_rules: |_, _| Vec::new(),
             gated: &[],
             whole_update_rules: None,
+            prepare: |_, _| {},
             name_rule: NameRule::Dns1123Subdomain,
             create_on_update: false,
             unconditional_update: true,
@@ -93,6 +98,11 @@ impl Declared {
 
     pub const fn gated(mut self, fields: &'static [&'static [&'static str]]) -> Self {
         self.gated = fields;
+        self
+    }
+
+    pub const fn prepared(mut self, prepare: fn(&mut Value, Option<&Value>)) -> Self {
+        self.prepare = prepare;
         self
     }
 
@@ -167,6 +177,7 @@ impl Strategy for Declared {
     }
 
     fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
+        (self.prepare)(obj, None);
         if self.shape.has_status() {
             common::empty_status(obj);
             (self.default)(obj);
@@ -180,10 +191,11 @@ impl Strategy for Declared {
     }
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
+        (self.prepare)(obj, Some(old));
         if self.shape.has_status() {
             common::update_uncounted(obj, old);
         }
-        if self.shape.is_counted() {
+        if self.shape.is_counted() || self.shape == Shape::CountedLater {
             common::count_change(obj, old, same_content(obj, old));
         }
         for field in self.gated.iter().filter(|field| old.at(field).is_none()) {

@@ -10,6 +10,7 @@ use super::{defaults, validation};
 
 pub static ENDPOINT_SLICE: Declared = Declared::new(Shape::Counted)
     .defaults(defaults::networking::endpoint_slice)
+    .prepared(drop_old_topology)
     .warned(|obj| {
         let old = obj["addressType"] == "FQDN";
         old.then(|| "spec.addressType: FQDN endpoints are deprecated".into()).into_iter().collect()
@@ -37,6 +38,18 @@ pub static ENDPOINT_SLICE: Declared = Declared::new(Shape::Counted)
             ]
         },
     );
+
+/// Labels of nodes, which only older versions of the kind have; what is stored with them keeps them.
+fn drop_old_topology(obj: &mut Value, old: Option<&Value>) {
+    const FIELD: &str = "deprecatedTopology";
+    let kept = |old: &Value| old.list_at(&["endpoints"]).iter().any(|endpoint| !endpoint[FIELD].is_null());
+    if old.is_some_and(kept) {
+        return;
+    }
+    for endpoint in obj.list_at_mut(&["endpoints"]).into_iter().flatten() {
+        endpoint.remove_at(&[FIELD]);
+    }
+}
 
 fn port(port: &Value) -> String {
     match (&port["port"], &port["name"]) {

@@ -11,8 +11,8 @@ use super::{defaults, validation};
 
 pub static STORAGE_CLASS: Declared = Declared::new(Shape::Plain)
     .defaults(defaults::storage::storage_class)
-    .rules(validation::storage::storage_class)
-    .update_rules(validation::storage::storage_class_update)
+    .rules(validation::storage_classes::storage_class)
+    .update_rules(validation::storage_classes::storage_class_update)
     .table(
         &[
             Column::name(),
@@ -38,17 +38,22 @@ pub static STORAGE_CLASS: Declared = Declared::new(Shape::Plain)
     );
 
 pub static VOLUME_ATTRIBUTES_CLASS: Declared = Declared::new(Shape::Plain)
-    .update_rules(validation::storage::volume_attributes_class_update)
+    .rules(validation::storage_classes::volume_attributes_class)
+    .update_rules(validation::storage_classes::volume_attributes_class_update)
     .table(&[Column::name(), Column::new("DriverName", "string"), Column::age()], |obj, now| {
         vec![name(obj), text(obj, &["driverName"]), age(obj, now)]
     });
 
-static ATTACHMENT_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+static ATTACHMENT_STATUS: StatusOf = StatusOf::new()
+    .keeping(ALL_METADATA)
+    .resetting(&[&["metadata"], &["spec"]])
+    .validated(|obj, _| validation::storage_classes::volume_attachment(obj));
 
 pub static VOLUME_ATTACHMENT: Declared = Declared::new(Shape::WithStatus)
     .defaults(attached)
     .status(&ATTACHMENT_STATUS)
-    .update_rules(validation::storage::volume_attachment_update)
+    .rules(validation::storage_classes::volume_attachment)
+    .update_rules(validation::storage_classes::volume_attachment_update)
     .table(
         &[
             Column::name(),
@@ -78,15 +83,18 @@ fn attached(obj: &mut Value) {
 
 pub static CSI_NODE: Declared = Declared::new(Shape::Plain)
     .updated_by_version()
-    .rules(validation::storage::csi_node)
+    .rules(validation::storage_classes::csi_node)
+    .update_rules(validation::storage_classes::csi_node_update)
     .table(&[Column::name(), Column::new("Drivers", "integer"), Column::age()], |obj, now| {
         vec![name(obj), count(&obj["spec"]["drivers"]).into(), age(obj, now)]
     });
 
-pub static CSI_DRIVER: Declared = Declared::new(Shape::Plain)
+pub static CSI_DRIVER: Declared = Declared::new(Shape::CountedLater)
     .defaults(defaults::storage::csi_driver)
     .updated_by_version()
-    .update_rules(validation::storage::csi_driver_update)
+    .rules(validation::storage_classes::csi_driver)
+    .warned(validation::storage_classes::csi_driver_warnings)
+    .update_rules(validation::storage_classes::csi_driver_update)
     .table(
         &[
             Column::name(),
@@ -119,8 +127,8 @@ pub static CSI_DRIVER: Declared = Declared::new(Shape::Plain)
 pub static CSI_STORAGE_CAPACITY: Declared = Declared::new(Shape::Plain)
     .named(NameRule::Dns1123Subdomain)
     .updated_by_version()
-    .update_rules(validation::storage::csi_storage_capacity_update)
-    .table(
-        &[Column::name(), Column::new("StorageClassName", "string"), Column::new("Capacity", "string")],
-        |obj, _| vec![name(obj), text(obj, &["storageClassName"]), text_or(obj, &["capacity"], UNSET)],
-    );
+    .rules(validation::storage_classes::csi_storage_capacity)
+    .update_rules(validation::storage_classes::csi_storage_capacity_update)
+    .table(&[Column::name(), Column::new("Created At", "date")], |obj, _| {
+        vec![name(obj), obj.str_at(&["metadata", "creationTimestamp"]).into()]
+    });

@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 
-use apimachinery::meta::validation::{is_dns1123_label, is_dns1123_subdomain, is_qualified_name, is_valid_ip};
+use apimachinery::meta::validation::{
+    is_dns1123_label, is_dns1123_subdomain, is_qualified_name, is_valid_ip, is_valid_label_value,
+};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::{Errors, IMMUTABLE, Path, complain, dns_label, required_one_of};
+use super::{Errors, IMMUTABLE, Path, complain, required_one_of};
 use crate::registry::object::ObjectExt;
 
 const MAX_ADDRESSES: usize = 100;
 const MAX_PORTS: usize = 20_000;
 const MAX_ENDPOINTS: usize = 1_000;
+const MAX_HINTS: usize = 8;
 
 pub fn endpoint_slice(obj: &Value) -> Errors {
     let mut errors = Errors::new();
@@ -70,7 +73,34 @@ fn endpoints(obj: &Value, errors: &mut Errors) {
         if let Some(node) = endpoint["nodeName"].as_str() {
             complain(is_dns1123_subdomain(node), node, path.field("nodeName"), errors);
         }
-        dns_label(endpoint, "hostname", path, errors);
+        if let Some(hostname) = endpoint["hostname"].as_str() {
+            complain(is_dns1123_label(hostname), hostname, path.field("hostname"), errors);
+        }
+        hints(&endpoint["hints"], path.field("hints"), errors);
+    }
+}
+
+/// For which zones and nodes an endpoint is, each named once.
+fn hints(hints: &Value, path: Path<'_>, errors: &mut Errors) {
+    let kinds: [(&str, fn(&str) -> Vec<String>); 2] =
+        [("forZones", is_valid_label_value), ("forNodes", is_dns1123_subdomain)];
+    for (field, check) in kinds {
+        let names = hints.list_at(&[field]);
+        let path = path.field(field);
+        if names.len() > MAX_HINTS {
+            errors.push(FieldError::too_many(path, names.len(), MAX_HINTS));
+            continue;
+        }
+        let mut seen = Vec::new();
+        for (index, hint) in names.iter().enumerate() {
+            let path = path.index(index);
+            let name = hint.str_at(&["name"]);
+            if seen.contains(&name) {
+                errors.push(FieldError::duplicate(path.field("name"), name));
+            }
+            seen.push(name);
+            complain(check(name), name, path.field("name"), errors);
+        }
     }
 }
 

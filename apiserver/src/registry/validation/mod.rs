@@ -28,6 +28,7 @@ pub mod security;
 pub mod service;
 pub mod storage;
 pub mod structural;
+pub mod storage_classes;
 pub mod volume;
 pub mod volume_sources;
 pub mod warnings;

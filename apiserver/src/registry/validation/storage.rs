@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::container::quantity_value;
 use super::volume::host_path;
-use super::{Errors, IMMUTABLE, Path, each, label_selector, one_of_given, pod, required, required_one_of};
+use super::{Errors, Path, label_selector, one_of_given, pod, required, required_one_of};
 use crate::registry::common::{is_nothing, same};
 use crate::registry::core::pod_prepare::quantity;
 use crate::registry::object::ObjectExt;
@@ -212,91 +212,6 @@ pub fn claim_update(obj: &Value, old: &Value) -> Errors {
         errors.push(FieldError::forbidden("spec.resources.requests.storage", detail));
     }
     super::immutable(spec, stored, "volumeMode", Path::SPEC, &mut errors);
-    errors
-}
-
-pub fn storage_class(obj: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let root = Path::Root("provisioner");
-    if obj.str_at(&["provisioner"]).is_empty() {
-        errors.push(FieldError::required(root, ""));
-    }
-    for (field, allowed) in
-        [("reclaimPolicy", ["Delete", "Retain"]), ("volumeBindingMode", ["Immediate", "WaitForFirstConsumer"])]
-    {
-        let text = obj.str_at(&[field]);
-        if !text.is_empty() && !allowed.contains(&text) {
-            errors.push(FieldError::not_supported(field, text, &allowed));
-        }
-    }
-    errors
-}
-
-pub fn storage_class_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for (field, detail) in [
-        ("parameters", "updates to parameters are forbidden."),
-        ("provisioner", "updates to provisioner are forbidden."),
-        ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
-    ] {
-        if !same(&obj[field], &old[field]) {
-            errors.push(FieldError::forbidden(field, detail));
-        }
-    }
-    if !same(&obj["volumeBindingMode"], &old["volumeBindingMode"]) {
-        errors.push(FieldError::invalid("volumeBindingMode", obj["volumeBindingMode"].clone(), IMMUTABLE));
-    }
-    errors
-}
-
-pub fn volume_attributes_class_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["driverName", "parameters"] {
-        if !same(&obj[field], &old[field]) {
-            errors.push(FieldError::invalid(field, obj[field].clone(), IMMUTABLE));
-        }
-    }
-    errors
-}
-
-pub fn volume_attachment_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    if !same(&obj["spec"], &old["spec"]) {
-        errors.push(FieldError::invalid("spec", obj["spec"].clone(), IMMUTABLE));
-    }
-    errors
-}
-
-pub fn csi_node(obj: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let mut seen: Vec<String> = Vec::new();
-    each(&obj["spec"], "drivers", Path::SPEC, &mut errors, |driver, path, errors| {
-        if let Some(name) = required(driver, "name", path, errors) {
-            if seen.iter().any(|known| known == name) {
-                errors.push(FieldError::duplicate(path.field("name"), name));
-            }
-            seen.push(name.to_owned());
-        }
-        required(driver, "nodeID", path, errors);
-    });
-    errors
-}
-
-pub fn csi_driver_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["attachRequired", "volumeLifecycleModes"] {
-        super::immutable(&obj["spec"], &old["spec"], field, Path::SPEC, &mut errors);
-    }
-    errors
-}
-
-pub fn csi_storage_capacity_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["nodeTopology", "storageClassName"] {
-        if !same(&obj[field], &old[field]) {
-            errors.push(FieldError::invalid(field, obj[field].clone(), IMMUTABLE));
-        }
-    }
     errors
 }
 
