@@ -114,6 +114,6 @@ mod tests {
         assert_eq!(try_as(&[account], &["serviceaccounts b"]).unwrap().groups.len(), 3);
         let extra = ("impersonate-extra-a%2fb", "v");
         assert_eq!(try_as(&[account, extra], &["serviceaccounts b", "userextras/a/b v"]).unwrap().extra["a/b"], ["v"]);
-        assert_eq!(try_as(&[("impersonate-group", "g")], &[]).unwrap_err().code, 500);
+        assert_eq!(try_as(&[("impersonate-group", "g")], &[]).unwrap_err().code, 400);
     }
 }
