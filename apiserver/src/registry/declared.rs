@@ -47,6 +47,8 @@ pub struct Declared {
     pub status: Option<&'static StatusOf>,
     pub selectable: &'static [&'static str],
     pub warn: fn(&Value) -> Vec<String>,
+    /// The same, for new objects only.
+    pub warn_new: fn(&Value) -> Vec<String>,
 }
 
 const NAME_AND_AGE: &[Column] = &[Column::name(), Column::age()];
@@ -70,6 +72,7 @@ impl Declared {
             status: None,
             selectable: &[],
             warn: |_| Vec::new(),
+            warn_new: |_| Vec::new(),
         }
     }
 
@@ -142,6 +145,11 @@ impl Declared {
     /// What users are told about an object that is accepted.
     pub const fn warned(mut self, warn: fn(&Value) -> Vec<String>) -> Self {
         self.warn = warn;
+        self
+    }
+
+    pub const fn warned_when_new(mut self, warn: fn(&Value) -> Vec<String>) -> Self {
+        self.warn_new = warn;
         self
     }
 
@@ -234,8 +242,12 @@ impl Strategy for Declared {
         self.selectable
     }
 
-    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, _old: Option<&Value>) -> Vec<String> {
-        (self.warn)(obj)
+    fn warnings(&self, _cx: &Cx<'_>, obj: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut warnings = (self.warn)(obj);
+        if old.is_none() {
+            warnings.extend((self.warn_new)(obj));
+        }
+        warnings
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -53,8 +53,8 @@ pub static POD_CERTIFICATE_REQUEST: Declared = Declared::new(Shape::WithStatus)
         ],
         |obj, _| {
             let conditions = obj.list_at(&["status", "conditions"]).iter();
-            let answers = conditions.filter_map(|condition| condition["type"].as_str());
-            let state = answers.filter(|kind| matches!(*kind, "Issued" | "Denied" | "Failed")).last();
+            let mut answers = conditions.filter_map(|condition| condition["type"].as_str());
+            let state = answers.rfind(|kind| matches!(*kind, "Issued" | "Denied" | "Failed"));
             vec![
                 name(obj),
                 text(obj, &["spec", "podName"]),

@@ -9,10 +9,10 @@ use crate::registry::strategy::{Column, NameRule};
 use crate::registry::tables::{NONE, age, name};
 use crate::registry::validation;
 
-static CIDR_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+static CIDR_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA).resetting(&[&["metadata"], &["spec"]]);
 
 pub static SERVICE_CIDR: Declared = Declared::new(Shape::WithStatus)
-    .rules(validation::networking::service_cidr)
+    .create_rules(validation::networking::service_cidr)
     .update_rules(validation::networking::service_cidr_update)
     .status(&CIDR_STATUS)
     .table(&[Column::name(), Column::new("CIDRs", "string"), Column::age()], |obj, now| {

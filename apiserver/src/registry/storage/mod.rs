@@ -93,7 +93,7 @@ pub static CSI_DRIVER: Declared = Declared::new(Shape::CountedLater)
     .defaults(defaults::storage::csi_driver)
     .updated_by_version()
     .rules(validation::storage_classes::csi_driver)
-    .warned(validation::storage_classes::csi_driver_warnings)
+    .warned_when_new(validation::storage_classes::csi_driver_warnings)
     .update_rules(validation::storage_classes::csi_driver_update)
     .table(
         &[

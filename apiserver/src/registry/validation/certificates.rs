@@ -332,7 +332,7 @@ fn stub_request(encoded: &str, errors: &mut Errors) {
         return;
     }
     let request = match X509CertificationRequest::from_der(&bytes) {
-        Ok((rest, request)) if rest.is_empty() => request,
+        Ok(([], request)) => request,
         _ => {
             errors.push(FieldError::invalid_omitted(PATH, "must be a valid PKCS#10 CSR"));
             return;

@@ -80,10 +80,12 @@ fn endpoints(obj: &Value, errors: &mut Errors) {
     }
 }
 
+/// What is wrong with a text.
+type Check = fn(&str) -> Vec<String>;
+
 /// For which zones and nodes an endpoint is, each named once.
 fn hints(hints: &Value, path: Path<'_>, errors: &mut Errors) {
-    let kinds: [(&str, fn(&str) -> Vec<String>); 2] =
-        [("forZones", is_valid_label_value), ("forNodes", is_dns1123_subdomain)];
+    let kinds: [(&str, Check); 2] = [("forZones", is_valid_label_value), ("forNodes", is_dns1123_subdomain)];
     for (field, check) in kinds {
         let names = hints.list_at(&[field]);
         let path = path.field(field);

@@ -335,9 +335,22 @@ pub fn service_cidr(obj: &Value) -> Errors {
     errors
 }
 
+/// A range stays; one of the other family may be added to a single one.
 pub fn service_cidr_update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
-    super::immutable(&obj["spec"], &old["spec"], "cidrs", Path::SPEC, &mut errors);
+    let (new, stored) = (obj.list_at(&["spec", "cidrs"]), old.list_at(&["spec", "cidrs"]));
+    let path = Path::SPEC.field("cidrs");
+    let grows = stored.len() == 1 && new.len() == 2;
+    if new.len() != stored.len() && !grows {
+        errors.push(FieldError::invalid(path, obj["spec"]["cidrs"].clone(), IMMUTABLE));
+        return errors;
+    }
+    for (index, (value, _)) in new.iter().zip(stored).enumerate().filter(|(_, (value, kept))| value != kept) {
+        errors.push(FieldError::invalid(path.index(index), value.clone(), IMMUTABLE));
+    }
+    if grows {
+        errors.extend(service_cidr(obj));
+    }
     errors
 }
 
@@ -358,15 +371,24 @@ pub fn ip_address(obj: &Value) -> Errors {
         errors.push(FieldError::required(path, ""));
         return errors;
     }
-    required(parent, "resource", path, &mut errors);
-    required(parent, "name", path, &mut errors);
+    let group = parent.str_at(&["group"]);
+    if !group.is_empty() {
+        complain(is_dns1123_subdomain(group), group, path.field("group"), &mut errors);
+    }
+    for field in ["resource", "name"] {
+        if let Some(text) = required(parent, field, path, &mut errors) {
+            complain(is_path_segment(text), text, path.field(field), &mut errors);
+        }
+    }
+    let namespace = parent.str_at(&["namespace"]);
+    complain(is_path_segment(namespace), namespace, path.field("namespace"), &mut errors);
     errors
 }
 
 pub fn ip_address_update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     if !same(&obj["spec"]["parentRef"], &old["spec"]["parentRef"]) {
-        errors.push(FieldError::invalid("spec.parentRef", obj["spec"]["parentRef"].clone(), IMMUTABLE));
+        errors.push(FieldError::invalid_null("spec.parentRef", IMMUTABLE));
     }
     errors
 }
@@ -377,6 +399,21 @@ mod tests {
 
     use super::super::tests::texts;
     use super::*;
+
+    #[test]
+    fn ranges_stay_and_may_get_a_second_family() {
+        let cidrs = |list: Value| json!({"spec": {"cidrs": list}});
+        let old = cidrs(json!(["10.0.0.0/16"]));
+        let cases = [
+            (json!(["10.0.0.0/16"]), vec![]),
+            (json!(["10.0.0.0/16", "fd00::/112"]), vec![]),
+            (json!(["10.1.0.0/16"]), vec![r#"spec.cidrs[0]: Invalid value: "10.1.0.0/16": field is immutable"#]),
+            (json!([]), vec!["spec.cidrs: Invalid value: []: field is immutable"]),
+        ];
+        for (list, expected) in cases {
+            assert_eq!(texts(&service_cidr_update(&cidrs(list), &old)), expected);
+        }
+    }
 
     #[test]
     fn ingresses_lead_somewhere() {

@@ -44,10 +44,10 @@ fn parameters(obj: &Value, may_be_empty: bool, errors: &mut Errors) {
     }
 }
 
+/// Fields that stay. The declared rules do not show the value.
 fn unchanged(obj: &Value, old: &Value, fields: &[&str], errors: &mut Errors) {
-    for field in fields.iter().filter(|field| !same(&obj[**field], &old[**field])) {
-        errors.push(FieldError::invalid(field, obj[*field].clone(), IMMUTABLE));
-    }
+    let changed = fields.iter().filter(|field| !same(&obj[**field], &old[**field]));
+    errors.extend(changed.map(|field| FieldError::invalid_null(field, IMMUTABLE)));
 }
 
 pub fn storage_class(obj: &Value) -> Errors {
@@ -80,7 +80,9 @@ fn topologies(obj: &Value, errors: &mut Errors) {
         each(term, "matchLabelExpressions", path, errors, |requirement, path, errors| {
             topology(requirement, &mut keys, path, errors);
         });
-        if seen.iter().any(|known| same(known, term)) {
+        // Upstream compares with as many empty terms as there are terms, too.
+        let is_empty = term.list_at(&["matchLabelExpressions"]).is_empty();
+        if is_empty || seen.iter().any(|known| same(known, term)) {
             errors.push(FieldError::duplicate(path.field("matchLabelExpressions"), ""));
         }
         seen.push(term);
@@ -319,9 +321,8 @@ pub fn csi_storage_capacity(obj: &Value) -> Errors {
 }
 
 pub fn csi_storage_capacity_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    unchanged(obj, old, &["nodeTopology", "storageClassName"], &mut errors);
-    errors
+    let changed = ["nodeTopology", "storageClassName"].into_iter().filter(|field| !same(&obj[*field], &old[*field]));
+    changed.map(|field| FieldError::invalid(field, obj[field].clone(), IMMUTABLE)).collect()
 }
 
 #[cfg(test)]
