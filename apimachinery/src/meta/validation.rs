@@ -112,7 +112,7 @@ pub fn is_qualified_name(value: &str) -> Vec<String> {
             name
         }
         Some(_) => {
-            let text = format!("a qualified name {QUALIFIED_TEXT}");
+            let text = format!("a valid label key {QUALIFIED_TEXT}");
             let examples = ["MyName", "my.name", "123-abc"];
             let message = regex_error(&text, "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]", &examples);
             return vec![format!(

@@ -14,6 +14,9 @@ use crate::server::Server;
 const GROUP: &str = "scheduling.k8s.io";
 const RESOURCE: &str = "priorityclasses";
 
+/// Classes that the cluster's own pods have.
+const SYSTEM: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+
 pub struct Priority;
 
 #[async_trait]
@@ -22,7 +25,18 @@ impl Plugin for Priority {
         "Priority"
     }
 
+    fn handles(&self, operation: Operation) -> bool {
+        operation != Operation::Connect
+    }
+
     async fn admit(&self, server: &Arc<Server>, request: &mut AdmissionRequest<'_>) -> Result<()> {
+        if request.operation == Operation::Delete {
+            let is_system = request.is(GROUP, RESOURCE) && SYSTEM.contains(&request.name);
+            return match is_system {
+                true => Err(request.forbidden("this is a system priority class and cannot be deleted")),
+                false => Ok(()),
+            };
+        }
         if !request.is("", "pods") {
             return Ok(());
         }

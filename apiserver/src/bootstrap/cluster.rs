@@ -78,8 +78,6 @@ pub async fn kubernetes_service(server: &Arc<Server>) -> Result<()> {
         },
         "spec": {
             "clusterIP": address.to_string(),
-            "clusterIPs": [address.to_string()],
-            "ipFamilies": [if address.is_ipv4() { "IPv4" } else { "IPv6" }],
             "ipFamilyPolicy": "SingleStack",
             "internalTrafficPolicy": "Cluster",
             "ports": [port],
@@ -111,7 +109,7 @@ pub async fn service_cidr(server: &Arc<Server>) -> Result<()> {
     });
     ensure::present(server, "servicecidrs", object).await?;
     let gvr = apimachinery::meta::GroupVersionResource::new("networking.k8s.io", "v1", "servicecidrs");
-    let mut found = server.get(&gvr, "", "kubernetes").await?;
+    let found = server.get(&gvr, "", "kubernetes").await?;
     let ready = found.list_at(&["status", "conditions"]).iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
     if ready {
         return Ok(());
@@ -119,12 +117,17 @@ pub async fn service_cidr(server: &Arc<Server>) -> Result<()> {
     let condition = json!({
         "type": "Ready",
         "status": "True",
-        "reason": "",
         "message": "Kubernetes default Service CIDR is ready",
         "lastTransitionTime": now(),
     });
-    found.set(&["status", "conditions"], vec![condition]);
-    server.update_status(&crate::auth::UserInfo::server(), &gvr, "", found).await.map(|_| ())
+    let config = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "status": {"conditions": [condition]},
+    });
+    let user = crate::auth::UserInfo::server();
+    server.apply_status(&user, &gvr, "", config, "kubernetes-service-cidr-controller").await.map(|_| ())
 }
 
 /// Now, in whole seconds, as API objects write it.

@@ -48,7 +48,12 @@ pub fn verify<'s>(source: &str, variables: &Variables<'s>, wanted: Wanted) -> Re
     let (mut tree, info) = parsed.map_err(|errors| {
         let located = errors.errors.iter().map(|error| {
             let (line, column) = (usize::try_from(error.pos.0), usize::try_from(error.pos.1));
-            located(source, line.unwrap_or(0), column.unwrap_or(0), &error.msg)
+            // Where an expression may end, the reference implementation tells only that.
+            let text = match error.msg.split_once("expecting {<EOF>, ") {
+                Some((start, _)) => format!("{start}expecting <EOF>"),
+                None => error.msg.clone(),
+            };
+            located(source, line.unwrap_or(0), column.unwrap_or(0), &text)
         });
         failed(located)
     })?;

@@ -179,6 +179,11 @@ async fn clean_up(server: &Arc<Server>, installed: &mut HashMap<String, Installe
         return Ok(());
     }
     install(server, installed, object).await?;
+    update_status(server, name, |definition| {
+        let doing = "CustomResource deletion is in progress";
+        set_condition(definition, condition("Terminating", "True", "InstanceDeletionInProgress", doing));
+    })
+    .await?;
     let user = UserInfo::server();
     let Some(resource) =
         server.registry.get(object.str_at(&["spec", "group"]), object.str_at(&["spec", "names", "plural"]))
@@ -261,8 +266,18 @@ fn has_condition(object: &Value, kind: &str) -> bool {
     object.list_at(&["status", "conditions"]).iter().any(|c| c["type"] == kind && c["status"] == "True")
 }
 
+/// What a definition says of itself between the request to delete it and the deletion of its objects.
+pub fn deletion_pending() -> Value {
+    condition(
+        "Terminating",
+        "True",
+        "InstanceDeletionPending",
+        "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+    )
+}
+
 /// Replaces the condition of this type; its time only moves when its status does.
-fn set_condition(object: &mut Value, mut condition: Value) {
+pub fn set_condition(object: &mut Value, mut condition: Value) {
     let mut conditions = object.list_at(&["status", "conditions"]).to_vec();
     let same = conditions.iter().position(|c| c["type"] == condition["type"]);
     let since = same.filter(|at| conditions[*at]["status"] == condition["status"]);

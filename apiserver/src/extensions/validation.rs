@@ -85,7 +85,7 @@ impl Validator {
             && !has_format(text, format)
         {
             let detail = format!("{path} in body must be of type {format}: {text:?}");
-            errors.push(FieldError::invalid(name(path), text, detail));
+            errors.push(FieldError::type_invalid(name(path), text, detail));
         }
     }
 
@@ -250,9 +250,25 @@ fn check_number(path: &str, value: &Value, schema: &Value, errors: &mut Vec<Fiel
         }
         _ => {}
     }
-    if let Some(factor) = schema["multipleOf"].as_f64().filter(|factor| *factor > 0.0)
-        && (number / factor).fract() != 0.0
-    {
+    if let Some(factor) = schema["multipleOf"].as_f64() {
+        check_factor(path, value, factor, errors);
+    }
+}
+
+/// Like upstream, whole numbers are divided by the whole part of the factor.
+fn check_factor(path: &str, value: &Value, factor: f64, errors: &mut Vec<FieldError>) {
+    #[allow(clippy::cast_possible_truncation, reason = "that is what upstream does")]
+    let whole = factor as i64;
+    let (is_multiple, factor) = match (value.as_i64(), value.as_f64()) {
+        (Some(_), _) if whole <= 0 => {
+            let detail = format!("factor MultipleOf declared for {path} must be positive: {whole}");
+            return errors.push(FieldError::invalid(name(path), whole, detail));
+        }
+        (Some(number), _) => (number % whole == 0, whole.to_string()),
+        (None, Some(number)) => (factor > 0.0 && (number / factor).fract() == 0.0, factor.to_string()),
+        (None, None) => return,
+    };
+    if !is_multiple {
         errors.push(invalid(path, value.clone(), format!("should be a multiple of {factor}")));
     }
 }

@@ -163,9 +163,16 @@ fn custom(resource: &Resource, version: &crate::registry::Served) -> Shown {
         verbs: version.verbs.clone(),
         short_names: names.short_names,
         categories: names.categories,
-        storage_hash: String::new(),
+        storage_hash: storage_hash(&resource.storage),
         subresources: version.subresources.iter().map(subresource).collect(),
     }
+}
+
+/// By which clients see whether what is stored has changed its form.
+fn storage_hash(stored: &apimachinery::meta::GroupVersionKind) -> String {
+    use base64::Engine;
+    let digest = Sha256::digest(format!("{}/{}/{}", stored.group, stored.version, stored.kind));
+    base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
 /// The resources of another server's `APIResourceList`.
@@ -376,7 +383,11 @@ pub fn answer(server: &Server, path: &str, headers: &HeaderMap) -> Option<Respon
         ["apis", group, version] => resource_list(group, version, groups.get(*group)?.get(*version)?),
         _ => return None,
     };
-    Some(json_response(StatusCode::OK, &document))
+    let mut response = json_response(StatusCode::OK, &document);
+    if parts.len() == 3 && server.registry.all().iter().any(|r| r.custom && r.group_resource.group == parts[1]) {
+        response.headers_mut().insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache, private"));
+    }
+    Some(response)
 }
 
 fn server_address(server: &Server) -> String {

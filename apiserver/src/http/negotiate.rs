@@ -55,8 +55,9 @@ impl Encoding {
     }
 }
 
-/// The first format of the `Accept` header that this server has.
-pub fn accept(headers: &HeaderMap) -> Result<Format> {
+/// The first format of the `Accept` header that this server has. Objects without `protobuf` can be had in it as tables
+/// or metadata only.
+pub fn accept(headers: &HeaderMap, protobuf: bool) -> Result<Format> {
     let mut clauses: Vec<(f32, &str)> = Vec::new();
     for value in headers.get_all(header::ACCEPT) {
         let text = value.to_str().unwrap_or_default();
@@ -68,8 +69,12 @@ pub fn accept(headers: &HeaderMap) -> Result<Format> {
     clauses.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     clauses
         .iter()
-        .find_map(|(_, clause)| format_of(clause))
-        .ok_or_else(|| Status::not_acceptable(&[JSON, YAML, PROTOBUF]))
+        .filter_map(|(_, clause)| format_of(clause))
+        .find(|format| protobuf || format.encoding != Encoding::Protobuf || format.shape != Shape::Object)
+        .ok_or_else(|| {
+            let all = [JSON, YAML, PROTOBUF];
+            Status::not_acceptable(if protobuf { &all } else { &all[..2] })
+        })
 }
 
 fn quality(clause: &str) -> f32 {
@@ -174,7 +179,7 @@ mod tests {
             if !text.is_empty() {
                 headers.insert(header::ACCEPT, text.parse().expect("header"));
             }
-            let got = accept(&headers).ok().map(|format| (format.encoding, format.shape));
+            let got = accept(&headers, true).ok().map(|format| (format.encoding, format.shape));
             assert_eq!(got, expected, "{text}");
         }
     }

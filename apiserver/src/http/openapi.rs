@@ -160,6 +160,10 @@ fn kinds_of(definition: &Value) -> Vec<openapi::CustomKind<'_>> {
             schema: version.at(&["schema", "openAPIV3Schema"]),
             has_status: version["subresources"]["status"].is_object(),
             has_scale: version["subresources"]["scale"].is_object(),
+            selectable: {
+                let fields = version.list_at(&["selectableFields"]).iter();
+                fields.map(|field| field.str_at(&["jsonPath"]).trim_start_matches('.')).collect()
+            },
         })
         .collect()
 }

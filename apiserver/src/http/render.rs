@@ -133,7 +133,7 @@ impl Renderer {
     }
 
     pub fn list(&self, list: List) -> Result<Response> {
-        let metadata = list_metadata(&list);
+        let metadata = list_metadata(&list, self.resource.custom && !matches!(self.format.shape, Shape::Table(_)));
         if self.is_verbatim() {
             return Ok(self.stream(Encoding::Json, self.json_chunks(list, &metadata)));
         }
@@ -304,9 +304,10 @@ impl<T, P: Fn(&mut BytesMut, &T, bool)> Iterator for Chunks<T, P> {
     }
 }
 
-fn list_metadata(list: &List) -> Value {
+/// Lists of custom resources say that they do not go on, too.
+fn list_metadata(list: &List, custom: bool) -> Value {
     let mut metadata = json!({"resourceVersion": list.revision.to_string()});
-    if !list.continue_token.is_empty() {
+    if custom || !list.continue_token.is_empty() {
         metadata["continue"] = list.continue_token.as_str().into();
     }
     if let Some(remaining) = list.remaining {

@@ -59,7 +59,9 @@ impl From<Response> for Output {
 /// Answers a resource request; the caller makes errors into responses.
 pub async fn serve(input: &Input<'_>) -> Result<Output> {
     let info = input.info;
-    let resource = input.server.registry.get(&info.api_group, &info.resource).ok_or_else(Status::path_not_found)?;
+    let Some(resource) = input.server.registry.get(&info.api_group, &info.resource) else {
+        return unknown_resource(input);
+    };
     let served = resource.version(&info.api_version).ok_or_else(Status::path_not_found)?.clone();
     let subresource = match info.subresource.as_str() {
         "" => None,
@@ -75,7 +77,10 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
         return Err(Status::path_not_found());
     }
     check_verb(input, &served, subresource.as_ref())?;
-    let format = negotiate::accept(input.headers)?;
+    if let Some(text) = resource.strategy.deprecation() {
+        input.warnings.add(text);
+    }
+    let format = negotiate::accept(input.headers, !resource.custom)?;
     let include = IncludeObject::parse(info.param("includeObject"))
         .ok_or_else(|| Status::bad_request("unrecognized includeObject value"))?;
     let call = Call {
@@ -95,6 +100,21 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
         Some(sub) => request.subresource(&sub).await,
         None => request.resource().await,
     }
+}
+
+/// What upstream's server of custom resources says of one that it does not know is not even JSON.
+fn unknown_resource(input: &Input<'_>) -> Result<Output> {
+    let group = &input.info.api_group;
+    if !input.server.registry.all().iter().any(|known| known.custom && known.group_resource.group == *group) {
+        return Err(Status::path_not_found());
+    }
+    let mut response = Response::new(super::full("404 page not found\n"));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    let uncached = http::HeaderValue::from_static("no-cache, private");
+    response.headers_mut().insert(header::CACHE_CONTROL, uncached);
+    Ok(response.into())
 }
 
 fn check_verb(input: &Input<'_>, served: &Served, subresource: Option<&ServedSubresource>) -> Result<()> {
@@ -322,7 +342,7 @@ impl Request<'_> {
         let deleted = verbs::delete::delete_collection(&call, &list.items, &options).await?;
         let items = self.call.resource.present_all(&self.call.served, deleted)?;
         let mut metadata = json!({"resourceVersion": list.revision.to_string()});
-        if !list.continue_token.is_empty() {
+        if !list.continue_token.is_empty() || self.call.resource.custom {
             metadata["continue"] = list.continue_token.into();
         }
         if let Some(remaining) = list.remaining {
@@ -435,10 +455,25 @@ impl Request<'_> {
     fn check_type(&self, object: &Value) -> Result<()> {
         let gvk = &self.call.served.gvk;
         let (kind, api_version) = (object.kind(), object.api_version());
+        if self.call.resource.custom && (kind.is_empty() || api_version.is_empty()) {
+            return Err(self.unrecognized(if kind.is_empty() { "Kind" } else { "apiVersion" }));
+        }
         if (kind.is_empty() || kind == gvk.kind) && (api_version.is_empty() || api_version == gvk.api_version()) {
             return Ok(());
         }
         Err(other_kind(kind, api_version, gvk))
+    }
+
+    /// Custom resources must say what they are.
+    fn unrecognized(&self, missing: &str) -> Status {
+        const SHOWN: usize = 30;
+        let body = String::from_utf8_lossy(&self.input.body);
+        let start: String = body.chars().take(SHOWN).collect();
+        let more = if start.len() < body.len() { " ..." } else { "" };
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): Object '{missing}' is missing in '{body}' ({start}{more})",
+            self.call.served.gvk.kind
+        ))
     }
 
     fn patch_body(&self, warnings: &mut Vec<String>) -> Result<Patch> {
@@ -518,7 +553,7 @@ fn unknown_field(resource: &crate::registry::Resource, field: &str) -> Status {
 
 /// The format of an error's answer: what was asked for, as far as errors have it.
 pub fn error_encoding(headers: &HeaderMap) -> negotiate::Encoding {
-    negotiate::accept(headers)
+    negotiate::accept(headers, true)
         .map(|Format { encoding, shape: Shape::Object | Shape::Table(_) | Shape::Metadata(_) }| encoding)
         .unwrap_or_default()
 }

@@ -115,13 +115,6 @@ impl StatusOf {
         self
     }
 
-    /// All of `metadata` stays, and nobody owns it by trying.
-    pub const fn of_nothing_else(mut self) -> Self {
-        self.kept = ALL_METADATA;
-        self.reset = &[&["metadata"], &["spec"]];
-        self
-    }
-
     pub const fn validated(mut self, rules: fn(&Value, &Value) -> Vec<FieldError>) -> Self {
         self.validate = rules;
         self

@@ -115,12 +115,6 @@ impl Declared {
         self
     }
 
-    /// Rules for updates, instead of those for every write: what was wrong before may stay.
-    pub const fn rules_of_updates(mut self, rules: fn(&Value, &Value) -> Vec<FieldError>) -> Self {
-        self.whole_update_rules = Some(rules);
-        self
-    }
-
     pub const fn named(mut self, rule: NameRule) -> Self {
         self.name_rule = rule;
         self
@@ -150,6 +144,12 @@ impl Declared {
 
     pub const fn warned_when_new(mut self, warn: fn(&Value) -> Vec<String>) -> Self {
         self.warn_new = warn;
+        self
+    }
+
+    /// Rules for updates, instead of those for every write: what was wrong before may stay.
+    pub const fn rules_of_updates(mut self, rules: fn(&Value, &Value) -> Vec<FieldError>) -> Self {
+        self.whole_update_rules = Some(rules);
         self
     }
 

@@ -286,6 +286,11 @@ pub trait Strategy: Send + Sync + 'static {
         false
     }
 
+    /// Kinds whose objects upstream marks as being deleted by hand: with a time and nothing else.
+    fn marked_by_time_alone(&self, _old: &Value) -> bool {
+        false
+    }
+
     /// Changes an object that has just been marked as being deleted (namespaces: `status.phase`).
     fn on_marked_deleted(&self, _obj: &mut Value) {}
 
@@ -328,6 +333,11 @@ pub trait Strategy: Send + Sync + 'static {
     /// The cells of one object, as many as `columns()`.
     fn row(&self, obj: &Value, _now: jiff::Timestamp) -> Vec<Value> {
         vec![obj.name().into(), obj.str_at(&["metadata", "creationTimestamp"]).into()]
+    }
+
+    /// What every client of the resource is told, whatever it asks.
+    fn deprecation(&self) -> Option<&'static str> {
+        None
     }
 
     /// Texts for `Warning` headers.

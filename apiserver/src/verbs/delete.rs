@@ -216,6 +216,9 @@ async fn put_marked(call: &Call<'_>, key: &str, revision: u64, mut marked: Value
 }
 
 fn check_preconditions(call: &Call<'_>, old: &Value, options: &DeleteOptions) -> Result<()> {
+    if call.resource.strategy.marked_by_time_alone(old) {
+        return check_preconditions_by_hand(call, old, options);
+    }
     // Upstream names the kind here, where other conflicts name the resource.
     let kind = call.resource.group_kind();
     let kind = apimachinery::meta::GroupResource::new(kind.group, kind.kind);
@@ -231,6 +234,19 @@ fn check_preconditions(call: &Call<'_>, old: &Value, options: &DeleteOptions) ->
         return Err(conflict(format!(
             "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({record}). The object might have been modified"
         )));
+    }
+    Ok(())
+}
+
+/// The same in the words of the kinds that upstream deletes by hand.
+fn check_preconditions_by_hand(call: &Call<'_>, old: &Value, options: &DeleteOptions) -> Result<()> {
+    let given =
+        [("UID", &options.uid, old.uid()), ("ResourceVersion", &options.resource_version, old.resource_version())];
+    for (what, wanted, is) in given {
+        if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != is) {
+            let why = format!("precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+            return Err(call.conflict(&call.name, why));
+        }
     }
     Ok(())
 }
@@ -254,6 +270,12 @@ fn mark(call: &Call<'_>, old: &Value, options: &DeleteOptions) -> Option<Value> 
         Grace::Started => Some(object),
         Grace::None if held => {
             mark_now(&mut object, now);
+            if strategy.marked_by_time_alone(old) {
+                object.metadata_mut().remove("deletionGracePeriodSeconds");
+                if let Some(generation) = old.at(&["metadata", "generation"]) {
+                    object.metadata_mut().insert("generation".into(), generation.clone());
+                }
+            }
             strategy.on_marked_deleted(&mut object);
             Some(object)
         }

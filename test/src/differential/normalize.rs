@@ -12,6 +12,7 @@ use serde_json::Value;
 static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     [
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "<uid>"),
+        (r"\bResourceVersion in object meta: \d+", "ResourceVersion in object meta: <revision>"),
         (r"\b10\.77\.\d+\.\d+\b", "<cluster address>"),
         (r"\b127\.0\.0\.1:\d+\b", "<server>"),
         (r"\beyJ[\w-]+\.[\w-]+\.[\w-]+", "<token>"),

@@ -21,6 +21,8 @@ pub struct CustomKind<'a> {
     pub schema: Option<&'a Value>,
     pub has_status: bool,
     pub has_scale: bool,
+    /// Paths of the fields that objects can be selected by, without the dot in front.
+    pub selectable: Vec<&'a str>,
 }
 
 /// Whether kinds of this group are named after it: no group that is built in.
@@ -86,8 +88,19 @@ impl<'a> CustomKind<'a> {
                 out
             }
         };
+        if flavor == Flavor::V3 {
+            spell_out_either(&mut out);
+        }
         out["x-kubernetes-group-version-kind"] = json!([self.gvk(self.kind)]);
+        self.add_selectable(&mut out);
         out
+    }
+
+    fn add_selectable(&self, out: &mut Value) {
+        if !self.selectable.is_empty() {
+            let fields: Vec<Value> = self.selectable.iter().map(|path| json!({"fieldPath": path})).collect();
+            out["x-kubernetes-selectable-fields"] = fields.into();
+        }
     }
 
     fn list(&self, flavor: Flavor) -> Value {
@@ -102,6 +115,7 @@ impl<'a> CustomKind<'a> {
         });
         add_type_meta(&mut out, flavor);
         out["properties"]["metadata"] = reference(flavor, "ListMeta", "Standard list metadata.");
+        self.add_selectable(&mut out);
         out
     }
 
@@ -149,6 +163,16 @@ fn embed(schema: &mut Value, flavor: Flavor) {
         }
     }
     schema["required"] = required.into();
+}
+
+/// Version 3 says of a number or text that it is either.
+fn spell_out_either(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    for_each_child(map, &mut spell_out_either);
+    let is_either = map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
+    if is_either && !map.contains_key("anyOf") && !map.contains_key("allOf") {
+        map.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
+    }
 }
 
 fn for_each_child(map: &mut Map<String, Value>, visit: &mut dyn FnMut(&mut Value)) {

@@ -113,7 +113,13 @@ fn v3_document<'r>(
 ) -> Vec<u8> {
     let mut out = Document::new();
     out.member("openapi", &json!("3.0.0"));
-    out.member("info", &json!({"title": "Kubernetes", "version": RELEASE}));
+    out.member(
+        "info",
+        &match custom {
+            [] => json!({"title": "Kubernetes", "version": RELEASE}),
+            _ => json!({"title": "Kubernetes CRD Swagger", "version": "v0.1.0"}),
+        },
+    );
     let mut needed = BTreeSet::new();
     out.open("paths");
     for (path, operations) in paths::of(gv, resources) {
@@ -125,7 +131,9 @@ fn v3_document<'r>(
     out.open("schemas");
     write_definitions(&mut out, &needed, custom, Flavor::V3, describe);
     out.close();
-    out.member("securitySchemes", &json!({ "BearerToken": bearer_token() }));
+    if custom.is_empty() {
+        out.member("securitySchemes", &json!({ "BearerToken": bearer_token() }));
+    }
     out.close();
     out.finish()
 }

@@ -20,6 +20,8 @@ pub struct Operation<'r> {
     pub answer: Option<String>,
     /// Group, version and kind that the operation is about, if it is about one.
     pub kind: Option<(&'r str, &'r str, &'r str)>,
+    /// About a custom resource, which knows fewer formats.
+    pub custom: bool,
 }
 
 pub enum Body {
@@ -41,6 +43,7 @@ const PATCH_TYPES: [&str; 4] = [
     "application/strategic-merge-patch+json",
 ];
 const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const CUSTOM_TYPES: [&str; 2] = ["application/json", "application/yaml"];
 const STREAM_TYPES: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 
 impl Operation<'_> {
@@ -55,6 +58,9 @@ impl Operation<'_> {
     }
 
     fn media_types(&self) -> Vec<&'static str> {
+        if self.custom {
+            return CUSTOM_TYPES.to_vec();
+        }
         let more: &[&str] = match self.action {
             "list" | "watch" | "watchlist" => &STREAM_TYPES,
             "connect" => return vec!["*/*"],
@@ -72,6 +78,7 @@ impl Operation<'_> {
     fn successes(&self) -> &'static [(&'static str, &'static str)] {
         match self.action {
             "post" => &[("200", "OK"), ("201", "Created"), ("202", "Accepted")],
+            "patch" if self.custom => &[("200", "OK")],
             "put" | "patch" => &[("200", "OK"), ("201", "Created")],
             "delete" => &[("200", "OK"), ("202", "Accepted")],
             _ => &[("200", "OK")],
@@ -147,7 +154,9 @@ impl Operation<'_> {
         };
         let mut body = match &self.body {
             Body::None => json!({}),
+            Body::Object(name) | Body::Optional(name) if self.custom => of(&CUSTOM_TYPES, name),
             Body::Object(name) | Body::Optional(name) => of(&["*/*"], name),
+            Body::Patch if self.custom => of(&PATCH_TYPES[..3], PATCH),
             Body::Patch => of(&PATCH_TYPES, PATCH),
         };
         if !matches!(self.body, Body::Optional(_)) {

@@ -87,6 +87,7 @@ fn discovery<'r>(gv: &GroupVersion) -> Operation<'r> {
         body: Body::None,
         answer: Some("io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList".into()),
         kind: None,
+        custom: custom::is_custom_group(&gv.group),
     }
 }
 
@@ -220,6 +221,7 @@ impl<'r> Maker<'_, 'r> {
             body: Body::None,
             answer: self.object.clone(),
             kind: Some((r.group, r.version, r.kind)),
+            custom: super::custom::is_custom_group(r.group),
         }
     }
 
@@ -315,7 +317,10 @@ impl<'r> Maker<'_, 'r> {
             out.push(Operation { parameters: sorted(&WRITE, &[PRETTY]), body: inner.body(), ..create });
         }
         for operation in &mut out {
-            operation.kind = Some((sub.group, sub.version, sub.kind));
+            // Upstream says of the scale of a custom resource that it is about the resource.
+            if !operation.custom {
+                operation.kind = Some((sub.group, sub.version, sub.kind));
+            }
             operation.summary = summary(operation.action, self.resource.kind, sub.name);
             if sub.name == "log" {
                 operation.answer = None;

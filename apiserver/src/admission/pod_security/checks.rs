@@ -12,8 +12,8 @@ type Violation = Option<(&'static str, String)>;
 
 type Check<'a> = for<'b> fn(&'b Pod<'a>) -> Violation;
 
-/// Every violated check of the level.
-pub fn violations<'a>(level: Level, pod: &'a Value) -> Vec<String> {
+/// Every violated check of the level, as the standards were in this minor version.
+pub fn violations<'a>(level: Level, minor: u32, pod: &'a Value) -> Vec<String> {
     let baseline: [Check<'a>; 9] = [
         Pod::app_armor,
         Pod::host_namespaces,
@@ -27,14 +27,19 @@ pub fn violations<'a>(level: Level, pod: &'a Value) -> Vec<String> {
     ];
     // In the place of each of these, `restricted` has a stricter check.
     let baseline_only: [Check<'a>; 3] = [Pod::default_capabilities, Pod::host_path_volumes, Pod::explicit_seccomp];
-    let restricted: [Check<'a>; 6] = [
-        Pod::privilege_escalation,
-        Pod::dropped_capabilities,
-        Pod::volume_types,
-        Pod::non_root,
-        Pod::root_user,
-        Pod::required_seccomp,
+    // Since which version there is each, and what was there before.
+    let restricted: [(u32, Check<'a>, Option<Check<'a>>); 6] = [
+        (8, Pod::privilege_escalation, None),
+        (22, Pod::dropped_capabilities, Some(Pod::default_capabilities)),
+        (0, Pod::volume_types, None),
+        (0, Pod::non_root, None),
+        (23, Pod::root_user, None),
+        (19, Pod::required_seccomp, Some(Pod::explicit_seccomp)),
     ];
+    let restricted: Vec<Check<'a>> = restricted
+        .into_iter()
+        .filter_map(|(since, check, before)| if minor >= since { Some(check) } else { before })
+        .collect();
     let checks: &[&[Check<'a>]] = match level {
         Level::Privileged => &[],
         Level::Baseline => &[&baseline, &baseline_only],
@@ -465,7 +470,7 @@ mod tests {
                 r#"forbidden AppArmor profile (pod must not set AppArmor profile type to "Unconfined")"#,
             ),
         ] {
-            assert_eq!(violations(Level::Baseline, &json!({"spec": spec})).join(", "), expected);
+            assert_eq!(violations(Level::Baseline, u32::MAX, &json!({"spec": spec})).join(", "), expected);
         }
     }
 
@@ -473,7 +478,7 @@ mod tests {
     fn restricted() {
         let careless = json!({"spec": {"containers": [{"name": "c"}]}});
         assert_eq!(
-            violations(Level::Restricted, &careless).join(", "),
+            violations(Level::Restricted, u32::MAX, &careless).join(", "),
             concat!(
                 r#"allowPrivilegeEscalation != false (container "c" must set securityContext.allowPrivilegeEscalation=false), "#,
                 r#"unrestricted capabilities (container "c" must set securityContext.capabilities.drop=["ALL"]), "#,
@@ -484,7 +489,7 @@ mod tests {
         let careful = json!({"spec": {
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
-        assert!(violations(Level::Restricted, &careful).is_empty());
-        assert!(violations(Level::Privileged, &careless).is_empty());
+        assert!(violations(Level::Restricted, u32::MAX, &careful).is_empty());
+        assert!(violations(Level::Privileged, u32::MAX, &careless).is_empty());
     }
 }

@@ -1,8 +1,9 @@
-//! Pod security standards: a namespace's labels say how much its pods may ask for. What each level forbids is in
-//! `checks`; pods are judged by the newest version of the standards, whichever version the label names.
+//! Pod security standards: a namespace's labels say how much its pods may ask for, and what is only warned of. What each
+//! level forbids is in `checks`, in the version of the standards that the labels name.
 
 mod checks;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apimachinery::meta::GroupKind;
@@ -10,7 +11,7 @@ use apimachinery::status::{FieldError, Result, Status};
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{AdmissionRequest, Operation, Plugin, cached};
+use super::{AdmissionRequest, Operation, Plugin, cached, cached_list};
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
@@ -53,31 +54,119 @@ impl Plugin for PodSecurity {
 
     async fn validate(&self, server: &Arc<Server>, request: &AdmissionRequest<'_>) -> Result<()> {
         if request.is("", "namespaces") {
-            return check_labels(request);
+            check_labels(request)?;
+            warn_of_present_pods(server, request);
+            return Ok(());
         }
+        let template = template(request);
         let changes_pod = matches!(request.subresource, "" | "ephemeralcontainers" | "resize");
-        if !request.is_any("", "pods") || !changes_pod || !is_significant(request) {
+        let is_pod = request.is_any("", "pods") && changes_pod && is_significant(request);
+        if !is_pod && template.is_none() {
             return Ok(());
         }
         let Some(namespace) = cached(server, "", "namespaces", "", request.namespace) else {
             return Err(Status::internal(format!("failed to lookup namespace {:?}", request.namespace)));
         };
-        let (level, version) = enforced(&namespace);
-        let violations = checks::violations(level, request.object);
-        if violations.is_empty() {
-            return Ok(());
+        if is_pod {
+            let policy = Policy::read(&namespace, "enforce");
+            let violations = policy.violations(request.object);
+            if !violations.is_empty() {
+                let why = format!("violates PodSecurity {:?}: {}", policy.to_string(), violations.join(", "));
+                return Err(request.forbidden(why));
+            }
         }
-        let policy = format!("{}:{version}", level.name());
-        Err(request.forbidden(format!("violates PodSecurity {policy:?}: {}", violations.join(", "))))
+        let policy = Policy::read(&namespace, "warn");
+        let violations = policy.violations(template.unwrap_or(request.object));
+        if !violations.is_empty() {
+            let text = format!("would violate PodSecurity {:?}: {}", policy.to_string(), violations.join(", "));
+            request.warnings.add(&text);
+        }
+        Ok(())
     }
 }
 
-/// The enforced level and the version as the labels write it; a level that is none counts as the strictest.
-fn enforced(namespace: &Value) -> (Level, String) {
-    let level = namespace.label(&format!("{LABEL}enforce"));
-    let version = namespace.label(&format!("{LABEL}enforce-version")).unwrap_or("latest");
-    let level = level.map_or(Level::Privileged, |level| Level::parse(level).unwrap_or(Level::Restricted));
-    (level, version.to_owned())
+/// What the pods of a workload will be like.
+fn template<'r>(request: &'r AdmissionRequest<'_>) -> Option<&'r Value> {
+    let path: &[&str] = match (&*request.gvr.group, &*request.gvr.resource) {
+        _ if !request.subresource.is_empty() => return None,
+        ("", "podtemplates") => &["template"],
+        ("", "replicationcontrollers")
+        | ("apps", "daemonsets" | "deployments" | "replicasets" | "statefulsets")
+        | ("batch", "jobs") => &["spec", "template"],
+        ("batch", "cronjobs") => &["spec", "jobTemplate", "spec", "template"],
+        _ => return None,
+    };
+    request.object.at(path)
+}
+
+/// A level in a version, as the labels of a namespace write them for enforcing or warning.
+#[derive(PartialEq, Eq)]
+struct Policy {
+    level: Level,
+    version: String,
+}
+
+impl Policy {
+    /// A level that is none counts as the strictest where it is enforced.
+    fn read(namespace: &Value, mode: &str) -> Self {
+        let level = namespace.label(&format!("{LABEL}{mode}"));
+        let version = namespace.label(&format!("{LABEL}{mode}-version")).unwrap_or("latest");
+        let unknown = if mode == "enforce" { Level::Restricted } else { Level::Privileged };
+        let level = level.map_or(Level::Privileged, |level| Level::parse(level).unwrap_or(unknown));
+        Self { level, version: version.to_owned() }
+    }
+
+    fn violations(&self, pod: &Value) -> Vec<String> {
+        let minor = self.version.strip_prefix("v1.").and_then(|minor| minor.parse().ok()).unwrap_or(u32::MAX);
+        checks::violations(self.level, minor, pod)
+    }
+}
+
+impl std::fmt::Display for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.level.name(), self.version)
+    }
+}
+
+/// Pods that are there already may stay, but whoever makes the rules stricter is told of them.
+fn warn_of_present_pods(server: &Server, request: &AdmissionRequest<'_>) {
+    let Some(old) = request.old else { return };
+    let (before, policy) = (Policy::read(old, "enforce"), Policy::read(request.object, "enforce"));
+    let is_relaxed = before.version == policy.version && policy.level < before.level;
+    if policy == before || policy.level == Level::Privileged || is_relaxed {
+        return;
+    }
+    let mut pods_by_reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for pod in cached_list(server, "", "pods", Some(request.name)) {
+        let violations = policy.violations(&pod);
+        let reasons: Vec<&str> =
+            violations.iter().map(|text| text.split_once(" (").map_or(text.as_str(), |(reason, _)| reason)).collect();
+        if !reasons.is_empty() {
+            pods_by_reasons.entry(reasons.join(", ")).or_default().push(pod.name().to_owned());
+        }
+    }
+    if pods_by_reasons.is_empty() {
+        return;
+    }
+    let namespace = request.name;
+    request.warnings.add(&format!(
+        "existing pods in namespace {namespace:?} violate the new PodSecurity enforce level {:?}",
+        policy.to_string()
+    ));
+    let mut lines: Vec<String> = pods_by_reasons.into_iter().map(|(reasons, pods)| present(&reasons, pods)).collect();
+    lines.sort();
+    lines.iter().for_each(|line| request.warnings.add(line));
+}
+
+/// The first of the pods, how many more there are, and what is wrong with them.
+fn present(reasons: &str, mut pods: Vec<String>) -> String {
+    pods.sort();
+    let first = pods.first().map_or("", String::as_str);
+    match pods.len() {
+        0 | 1 => format!("{first}: {reasons}"),
+        2 => format!("{first} (and 1 other pod): {reasons}"),
+        count => format!("{first} (and {} other pods): {reasons}", count - 1),
+    }
 }
 
 /// Updates count only when they change what the standards look at.

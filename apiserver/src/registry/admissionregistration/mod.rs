@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::common::StatusOf;
+use super::common::{ALL_METADATA, StatusOf};
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::Column;
@@ -29,7 +29,10 @@ pub static MUTATING_WEBHOOK_CONFIGURATION: Declared = Declared::new(Shape::Count
     .rules_of_updates(validation::webhooks::configuration_update)
     .table(WEBHOOK_COLUMNS, webhook_row);
 
-static POLICY_STATUS: StatusOf = StatusOf::new().of_nothing_else().validated(validation::admission::policy_status);
+static POLICY_STATUS: StatusOf = StatusOf::new()
+    .keeping(ALL_METADATA)
+    .resetting(&[&["metadata"], &["spec"]])
+    .validated(validation::admission::policy_status);
 
 pub static VALIDATING_ADMISSION_POLICY: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::admission::policy)

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use super::common::{self, StatusOf};
 use super::object::ObjectExt;
-use super::strategy::{Column, Cx, Strategy, Subresource};
+use super::strategy::{Column, Cx, Strategy, Subresource, keep};
 use super::tables::{has_condition, name, text};
 use super::{defaults, validation};
+use crate::extensions;
 
 pub struct CustomResourceDefinition;
 
@@ -32,6 +33,20 @@ fn versions(obj: &Value) -> String {
     served.map(label).collect::<Vec<_>>().join(",")
 }
 
+/// Whether two specs say the same. Unlike in other kinds, an empty object says something: a subresource is there.
+fn says_the_same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            let is_nothing = |value: &Value| !value.is_object() && common::is_nothing(value);
+            a.iter()
+                .all(|(key, value)| b.get(key).map_or_else(|| is_nothing(value), |other| says_the_same(value, other)))
+                && b.iter().all(|(key, value)| a.contains_key(key) || is_nothing(value))
+        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| says_the_same(a, b)),
+        _ => a == b,
+    }
+}
+
 static STATUS: StatusOf = StatusOf::new().validated(validation::apiextensions::status_update);
 
 impl Strategy for CustomResourceDefinition {
@@ -43,16 +58,17 @@ impl Strategy for CustomResourceDefinition {
         common::create(obj);
         // Upstream's types write these out even when they say nothing.
         obj.set(&["status"], json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}}));
-        let stored = obj.list_at(&["spec", "versions"]).iter().filter(|v| v["storage"] == true);
-        let names: Vec<Value> = stored.map(|version| version["name"].clone()).collect();
+        let stored = obj.list_at(&["spec", "versions"]).iter().find(|v| v["storage"] == true);
+        let names: Vec<Value> = stored.map(|version| version["name"].clone()).into_iter().collect();
         obj.set(&["status", "storedVersions"], names);
     }
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
-        common::update(obj, old);
+        keep(obj, old, "status");
+        common::count_change(obj, old, says_the_same(&obj["spec"], &old["spec"]));
         // A version that becomes the stored one joins those that objects may be stored in.
         let mut stored = obj.list_at(&["status", "storedVersions"]).to_vec();
-        for version in obj.list_at(&["spec", "versions"]).iter().filter(|v| v["storage"] == true) {
+        if let Some(version) = obj.list_at(&["spec", "versions"]).iter().find(|v| v["storage"] == true) {
             if !stored.contains(&version["name"]) {
                 stored.push(version["name"].clone());
             }
@@ -76,12 +92,19 @@ impl Strategy for CustomResourceDefinition {
         !obj.is_being_deleted()
     }
 
+    fn marked_by_time_alone(&self, old: &Value) -> bool {
+        !old.is_being_deleted()
+    }
+
     /// A definition stays until its objects are gone.
     fn on_marked_deleted(&self, obj: &mut Value) {
         let mut finalizers: Vec<String> = obj.finalizers().into_iter().map(str::to_owned).collect();
-        if !finalizers.iter().any(|name| name == crate::extensions::CLEANUP_FINALIZER) {
-            finalizers.push(crate::extensions::CLEANUP_FINALIZER.to_owned());
+        if !finalizers.iter().any(|name| name == extensions::CLEANUP_FINALIZER) {
+            finalizers.push(extensions::CLEANUP_FINALIZER.to_owned());
             obj.set(&["metadata", "finalizers"], finalizers);
+        }
+        if !has_condition(obj, "Terminating") {
+            extensions::set_condition(obj, extensions::deletion_pending());
         }
     }
 

@@ -2,14 +2,17 @@
 
 use serde_json::Value;
 
-use super::common::StatusOf;
+use super::common::{ALL_METADATA, StatusOf};
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::{Column, NameRule};
 use super::tables::{age, condition, name};
 use super::{defaults, validation};
 
-static STATUS: StatusOf = StatusOf::new().of_nothing_else().validated(validation::apiextensions::api_service_status);
+static STATUS: StatusOf = StatusOf::new()
+    .keeping(ALL_METADATA)
+    .resetting(&[&["metadata"], &["spec"]])
+    .validated(validation::apiextensions::api_service_status);
 
 pub static API_SERVICE: Declared = Declared::new(Shape::WithStatus)
     .defaults(defaults::admission::api_service)

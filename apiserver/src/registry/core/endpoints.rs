@@ -63,8 +63,8 @@ impl Strategy for Endpoints {
         vec![name(obj), cell.into(), age(obj, now)]
     }
 
-    fn warnings(&self, _cx: &Cx<'_>, _obj: &Value, _old: Option<&Value>) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
+    fn deprecation(&self) -> Option<&'static str> {
+        Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {

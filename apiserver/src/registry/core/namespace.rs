@@ -81,6 +81,10 @@ impl Strategy for Namespace {
         !obj.list_at(&["spec", "finalizers"]).is_empty()
     }
 
+    fn marked_by_time_alone(&self, _old: &Value) -> bool {
+        true
+    }
+
     fn on_marked_deleted(&self, obj: &mut Value) {
         obj.set(&["status", "phase"], "Terminating");
     }

@@ -53,8 +53,19 @@ fn match_resources(resources: &mut Value) {
     each(resources, "excludeResourceRules", rule);
 }
 
+/// A new API that this server answers itself is available from the start.
 pub fn api_service(obj: &mut Value) {
     existing(obj, "spec", |spec| existing(spec, "service", service_reference));
+    if obj["status"] == json!({}) && obj["spec"]["service"].is_null() {
+        let condition = json!({
+            "type": "Available",
+            "status": "True",
+            "reason": "Local",
+            "message": "Local APIServices are always available",
+            "lastTransitionTime": crate::verbs::timestamp(jiff::Timestamp::now()),
+        });
+        obj["status"] = json!({"conditions": [condition]});
+    }
 }
 
 pub fn custom_resource_definition(obj: &mut Value) {

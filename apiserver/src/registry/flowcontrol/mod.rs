@@ -4,14 +4,17 @@ pub mod presets;
 
 use serde_json::Value;
 
-use super::common::StatusOf;
+use super::common::{ALL_METADATA, StatusOf};
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
 use super::strategy::Column;
 use super::tables::{NONE, age, condition, name, number, text, text_or};
 use super::{defaults, validation};
 
-static STATUS: StatusOf = StatusOf::new().of_nothing_else().validated(validation::flowcontrol::status);
+static STATUS: StatusOf = StatusOf::new()
+    .keeping(ALL_METADATA)
+    .resetting(&[&["metadata"], &["spec"]])
+    .validated(validation::flowcontrol::status);
 
 pub static FLOW_SCHEMA: Declared = Declared::new(Shape::CountedWithStatus)
     .defaults(defaults::flowcontrol::flow_schema)

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::admission::mixed_case_label;
 use super::webhooks::{client_config, port, review_versions};
-use super::{Errors, Path, complain, custom_schema, immutable, required, required_one_of};
+use super::{Errors, Path, complain, custom_schema, go_versions, immutable, required, required_one_of};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 use crate::registry::tables::has_condition;
@@ -26,6 +26,8 @@ struct Leniency {
 
 /// What the versions say, each for itself unless all say the same.
 struct Parts<'a> {
+    /// The versions as they were given, if they were.
+    given: &'a Value,
     versions: &'a [Value],
     /// Fields of versions that are the same in all of them.
     shared: Vec<&'static str>,
@@ -37,7 +39,7 @@ impl<'a> Parts<'a> {
         let fields = ["schema", "subresources", "additionalPrinterColumns", "selectableFields"];
         let is_shared = |field: &str| versions.windows(2).all(|pair| alike(&pair[0][field], &pair[1][field]));
         let shared = fields.into_iter().filter(|field| is_shared(field)).collect();
-        Self { versions, shared }
+        Self { given: &spec["versions"], versions, shared }
     }
 
     /// The field of a version, `Null` when it is looked at at the top.
@@ -153,9 +155,14 @@ fn stored_versions(obj: &Value, errors: &mut Errors) {
         return errors.push(FieldError::invalid(path, Value::Null, "must have at least one stored version"));
     }
     let versions = obj.list_at(&["spec", "versions"]);
-    for version in versions.iter().filter(|version| version["storage"] == true && !stored.contains(&version["name"])) {
-        let detail = format!("must have the storage version {}", version.str_at(&["name"]));
-        errors.push(FieldError::invalid(path, stored.to_vec(), detail));
+    for (index, version) in versions.iter().enumerate() {
+        // Only the first of several versions with one name is the stored one.
+        let is_known = stored.contains(&version["name"])
+            && versions[..index].iter().all(|earlier| earlier["name"] != version["name"]);
+        if version["storage"] == true && !is_known {
+            let detail = format!("must have the storage version {}", version.str_at(&["name"]));
+            errors.push(FieldError::invalid(path, stored.to_vec(), detail));
+        }
     }
     for (index, name) in stored.iter().enumerate() {
         if !versions.iter().any(|version| version["name"] == *name) {
@@ -255,17 +262,13 @@ fn versions(parts: &Parts<'_>, leniency: Leniency, errors: &mut Errors) {
             selectable(fields, &schema["openAPIV3Schema"], path.field("selectableFields"), errors);
         }
     }
-    let shown = || match parts.versions {
-        [] => Value::Null,
-        versions => versions.to_vec().into(),
-    };
+    let wrong = |detail: &str| go_versions::invalid(path, parts.given, &parts.shared, detail);
     let names: Vec<&str> = parts.versions.iter().map(|version| version.str_at(&["name"])).collect();
     if names.iter().enumerate().any(|(index, name)| names[..index].contains(name)) {
-        errors.push(FieldError::invalid(path, shown(), "must contain unique version names"));
+        errors.push(wrong("must contain unique version names"));
     }
     if parts.versions.iter().filter(|version| version["storage"] == true).count() != 1 {
-        let detail = "must have exactly one version marked as storage version";
-        errors.push(FieldError::invalid(path, shown(), detail));
+        errors.push(wrong("must have exactly one version marked as storage version"));
     }
     if let Some(first) = names.first() {
         joined(first, is_dns1035_label(first), "spec.version", errors);

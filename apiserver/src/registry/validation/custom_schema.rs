@@ -8,7 +8,7 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::structural::{self, is_set};
-use super::{Errors, Path};
+use super::{Errors, Path, go_versions};
 use crate::extensions::validation::Validator;
 use crate::registry::object::ObjectExt;
 
@@ -321,7 +321,7 @@ fn keyed_list(schema: &Value, path: Path<'_>, errors: &mut Errors) {
     }
     if !items.is_object() {
         let detail = "must only have a single schema if x-kubernetes-list-type is map";
-        return errors.push(FieldError::invalid(items_path, items.clone(), detail));
+        return errors.push(go_versions::no_items(items_path, detail));
     }
     if items["type"] != "object" {
         let detail = "must be object if parent array's x-kubernetes-list-type is map";
