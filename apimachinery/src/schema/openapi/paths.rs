@@ -270,6 +270,10 @@ impl<'r> Maker<'_, 'r> {
             let of_list = LIST.iter().filter(|(name, ..)| !matches!(*name, "allowWatchBookmarks" | "watch"));
             delete.parameters = sorted(&DELETE, &of_list.copied().chain([PRETTY]).collect::<Vec<_>>());
             delete.body = Body::Optional(DELETE_OPTIONS.into());
+            if delete.custom {
+                delete.parameters = LIST.to_vec();
+                delete.body = Body::None;
+            }
             delete.answer = Some(STATUS.into());
             out.push(delete);
         }
@@ -294,7 +298,11 @@ impl<'r> Maker<'_, 'r> {
     fn object_operations(&self, suffix: &str, verbs: &[&str]) -> Vec<Operation<'r>> {
         let mut out = Vec::new();
         if verbs.contains(&"get") {
-            out.push(self.operation("get", "get", "read", suffix));
+            let mut read = self.operation("get", "get", "read", suffix);
+            if read.custom {
+                read.parameters = LIST.iter().filter(|(name, ..)| *name == "resourceVersion").copied().collect();
+            }
+            out.push(read);
         }
         if verbs.contains(&"update") {
             let replace = self.operation("put", "put", "replace", suffix);

@@ -68,10 +68,10 @@ impl Strategy for CustomResourceDefinition {
         common::count_change(obj, old, says_the_same(&obj["spec"], &old["spec"]));
         // A version that becomes the stored one joins those that objects may be stored in.
         let mut stored = obj.list_at(&["status", "storedVersions"]).to_vec();
-        if let Some(version) = obj.list_at(&["spec", "versions"]).iter().find(|v| v["storage"] == true) {
-            if !stored.contains(&version["name"]) {
-                stored.push(version["name"].clone());
-            }
+        if let Some(version) = obj.list_at(&["spec", "versions"]).iter().find(|v| v["storage"] == true)
+            && !stored.contains(&version["name"])
+        {
+            stored.push(version["name"].clone());
         }
         obj.set(&["status", "storedVersions"], stored);
     }

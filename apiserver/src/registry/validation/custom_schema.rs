@@ -98,7 +98,7 @@ pub fn is_convertible(schema: &Value) -> bool {
     let own = UNSUPPORTED.iter().all(|(field, _)| !is_set(&schema[*field]))
         && schema["x-kubernetes-preserve-unknown-fields"] != false
         && !schema["items"].is_array();
-    own && children(schema).all(|child| is_convertible(child))
+    own && children(schema).all(is_convertible)
 }
 
 /// All schemas directly within one.
