@@ -85,10 +85,21 @@ impl NetLab {
         ip(&format!("-n {} link set lo up", self.netns(name)))
     }
 
-    /// With everything in it.
+    /// With everything in it. Its links go first and by name: the kernel takes its time over a namespace with many rules,
+    /// and until then the far ends would be in the way of new ones.
     pub fn remove_namespace(&mut self, name: &str) -> Result<()> {
+        for device in self.devices_to_others(name)? {
+            self.ip(name, &format!("link del {device}"))?;
+        }
         self.namespaces.retain(|known| known != name);
         ip(&format!("netns del {}", self.netns(name)))
+    }
+
+    fn devices_to_others(&self, namespace: &str) -> Result<Vec<String>> {
+        let listed = self.run(namespace, &["ip", "-oneline", "link", "show", "type", "veth"])?;
+        // `2: to-api@if3: <BROADCAST,…`
+        let names = listed.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next());
+        Ok(names.map(str::to_owned).collect())
     }
 
     /// A link between two namespaces, with an address and prefix length for each end.
@@ -107,14 +118,14 @@ impl NetLab {
         ip(&format!("-n {} {arguments}", self.netns(namespace)))
     }
 
-    /// Runs a command to its end.
-    pub fn run(&self, namespace: &str, argv: &[&str]) -> Result<()> {
+    /// Runs a command to its end; what it printed.
+    pub fn run(&self, namespace: &str, argv: &[&str]) -> Result<String> {
         let output = Command::new("ip").args(["netns", "exec", &self.netns(namespace)]).args(argv).output();
         let output = output.with_context(|| format!("cannot run {}", argv.join(" ")))?;
         if !output.status.success() {
             bail!("{}: {}", argv.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Runs the function on a thread inside the namespace. Sockets that it makes stay there.

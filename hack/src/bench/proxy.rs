@@ -216,7 +216,7 @@ fn fresh_node(lab: &mut NetLab) -> Result<()> {
         lab.ip(namespace, &format!("route add default via {gateway}"))?;
     }
     lab.ip("node", "route add default via 10.78.1.2")?;
-    lab.run("node", &["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    lab.run("node", &["sysctl", "-qw", "net.ipv4.ip_forward=1"]).map(drop)
 }
 
 fn start(lab: &NetLab, candidate: &Candidate) -> Result<Program> {
