@@ -7,19 +7,19 @@ use apimachinery::status::Result;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{AdmissionRequest, Operation, Plugin, cached, cached_list};
+use super::{AdmissionRequest, Operation, Plugin, cached_list, present};
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
 pub struct RuntimeClass;
 
 impl RuntimeClass {
-    fn find(server: &Server, request: &AdmissionRequest<'_>) -> Result<Option<Value>> {
+    async fn find(server: &Server, request: &AdmissionRequest<'_>) -> Result<Option<Value>> {
         let name = request.object.str_at(&["spec", "runtimeClassName"]);
         if name.is_empty() {
             return Ok(None);
         }
-        let found = cached(server, "node.k8s.io", "runtimeclasses", "", name);
+        let found = present(server, "node.k8s.io", "runtimeclasses", "", name).await?;
         found.map(Some).ok_or_else(|| request.forbidden(format!("pod rejected: RuntimeClass {name:?} not found")))
     }
 }
@@ -38,7 +38,7 @@ impl Plugin for RuntimeClass {
         if !request.creates("", "pods") {
             return Ok(());
         }
-        let Some(class) = Self::find(server, request)? else { return Ok(()) };
+        let Some(class) = Self::find(server, request).await? else { return Ok(()) };
         if let Some(overhead) = class.at(&["overhead", "podFixed"]).filter(|map| !map.is_null()) {
             let given = request.object.at(&["spec", "overhead"]).filter(|given| !given.is_null());
             if given.is_some_and(|given| given != overhead) {
@@ -72,7 +72,7 @@ impl Plugin for RuntimeClass {
             return Ok(());
         }
         let has_overhead = request.object.map_at(&["spec", "overhead"]).is_some_and(|map| !map.is_empty());
-        match Self::find(server, request)? {
+        match Self::find(server, request).await? {
             None if has_overhead => {
                 Err(request
                     .forbidden("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"))

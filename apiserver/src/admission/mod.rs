@@ -146,6 +146,22 @@ pub fn cached(server: &Server, group: &str, resource: &str, namespace: &str, nam
     server.caches.get(group, resource)?.get(namespace, name).map(|stored| stored.value())
 }
 
+/// An object that a request relies on: what the caches do not know may just have been made, so they are asked again when
+/// they hold all that was written before now.
+pub async fn present(
+    server: &Server,
+    group: &str,
+    resource: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Value>> {
+    if let Some(found) = cached(server, group, resource, namespace, name) {
+        return Ok(Some(found));
+    }
+    server.freshness.reach_present(&server.caches).await.map_err(|error| crate::verbs::stale(&error))?;
+    Ok(cached(server, group, resource, namespace, name))
+}
+
 /// All objects of a resource as the caches know them.
 pub fn cached_list(server: &Server, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
     let Some(cache) = server.caches.get(group, resource) else { return Vec::new() };

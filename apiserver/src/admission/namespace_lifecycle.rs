@@ -1,19 +1,15 @@
 //! Nothing is created in a namespace that does not exist or is going away, and the system namespaces stay.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use apimachinery::meta::{GroupResource, GroupVersionResource};
+use apimachinery::meta::GroupResource;
 use apimachinery::status::{Cause, Result, Status};
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{AdmissionRequest, Operation, Plugin, cached};
+use super::{AdmissionRequest, Operation, Plugin, present};
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
-
-/// A namespace that was created a moment ago may not be in the caches yet.
-const WAIT: Duration = Duration::from_millis(50);
 
 pub struct NamespaceLifecycle;
 
@@ -47,21 +43,9 @@ impl Plugin for NamespaceLifecycle {
     }
 }
 
-/// From the caches, after a moment again, and at last from the store.
 async fn find(server: &Arc<Server>, name: &str) -> Result<Value> {
-    if let Some(found) = cached(server, "", "namespaces", "", name) {
-        return Ok(found);
-    }
-    tokio::time::sleep(WAIT).await;
-    if let Some(found) = cached(server, "", "namespaces", "", name) {
-        return Ok(found);
-    }
-    server.get(&GroupVersionResource::new("", "v1", "namespaces"), "", name).await.map_err(|error| {
-        match error.reason.as_str() {
-            "NotFound" => Status::not_found(&GroupResource::new("", "namespaces"), name),
-            _ => error,
-        }
-    })
+    let found = present(server, "", "namespaces", "", name).await?;
+    found.ok_or_else(|| Status::not_found(&GroupResource::new("", "namespaces"), name))
 }
 
 fn terminating(request: &AdmissionRequest<'_>) -> Status {

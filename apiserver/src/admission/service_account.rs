@@ -9,7 +9,7 @@ use apimachinery::status::{Result, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{AdmissionRequest, Operation, Plugin, cached};
+use super::{AdmissionRequest, Operation, Plugin, present};
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
@@ -76,9 +76,9 @@ impl Plugin for ServiceAccount {
 
 /// The account, waiting up to two seconds for `default`.
 async fn find(server: &Arc<Server>, request: &AdmissionRequest<'_>, name: &str) -> Result<Value> {
-    let attempts = if name == "default" { 10 } else { 1 };
+    let attempts = if name == "default" { 10 } else { 0 };
     for attempt in 0..=attempts {
-        if let Some(account) = cached(server, "", "serviceaccounts", request.namespace, name) {
+        if let Some(account) = present(server, "", "serviceaccounts", request.namespace, name).await? {
             return Ok(account);
         }
         if attempt < attempts {

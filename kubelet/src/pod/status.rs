@@ -205,8 +205,7 @@ fn container_status(
             status.ready = if is_init && !plan::is_sidecar(spec) { false } else { health.started && health.ready };
         }
         RunState::Created | RunState::Unknown => {
-            status.state =
-                Some(ContainerState { waiting: Some(ContainerStateWaiting::default()), ..Default::default() });
+            status.state = Some(waiting(until_it_runs(has_init), None));
         }
         RunState::Exited => {
             status.state = Some(terminated(container));
@@ -280,12 +279,17 @@ fn never_run(
         status.ready = true;
         return status;
     }
-    let default = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let default = until_it_runs(has_init);
     status.state = Some(match cx.facts.problems.get(&spec.name) {
         Some(problem) => waiting(problem.reason, Some(problem.message.clone())),
         None => waiting(default, None),
     });
     status
+}
+
+/// Why a container that was never started does not run.
+fn until_it_runs(has_init: bool) -> &'static str {
+    if has_init { "PodInitializing" } else { "ContainerCreating" }
 }
 
 /// The API says that it ran, the runtime has no trace of it.

@@ -37,10 +37,10 @@ pub type Parameter = (&'static str, &'static str, &'static str);
 pub const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 
 const PATCH_TYPES: [&str; 4] = [
-    "application/apply-patch+yaml",
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
 ];
 const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 const CUSTOM_TYPES: [&str; 2] = ["application/json", "application/yaml"];
