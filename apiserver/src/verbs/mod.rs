@@ -284,6 +284,8 @@ fn to_bytes(object: &mut Value) -> Result<bytes::Bytes> {
 pub(crate) fn stale(error: &FreshnessError) -> Status {
     match error {
         FreshnessError::Timeout { wanted, reached } => too_large(*wanted, *reached),
+        // Nothing was done yet, so that clients may simply ask again, and do when they are told so.
+        FreshnessError::Store(_) => Status::too_many_requests(apimachinery::process::error_chain(error), 1),
         error => Status::internal(apimachinery::process::error_chain(error)),
     }
 }
