@@ -192,16 +192,16 @@ impl<'s> Walk<'s> {
             path.extend(go_names::embedded(object, field));
             path.push(&field.name);
         }
-        DecodeError::FieldType { value, holder: short(&holder.name).to_owned(), path: path.join("."), expected }
+        DecodeError::FieldType {
+            value,
+            holder: go_names::short(&holder.name).to_owned(),
+            path: path.join("."),
+            expected,
+        }
     }
 }
 
 pub(super) const PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
-
-/// `v1.Container` without the package.
-fn short(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
 
 fn replace(value: &mut Value, text: String) {
     *value = Value::String(text);

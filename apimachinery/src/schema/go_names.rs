@@ -48,7 +48,7 @@ const ITEMS: &[(&str, &str, &str)] = &[
 ];
 
 /// Without the package.
-fn short(name: &str) -> &str {
+pub fn short(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 

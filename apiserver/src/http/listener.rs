@@ -22,7 +22,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::filters;
-use super::gather::Gather;
 use crate::config::Config;
 use crate::server::Server;
 
@@ -109,7 +108,6 @@ async fn serve_connection(
     };
     let certs: Arc<[CertificateDer<'static>]> =
         stream.get_ref().1.peer_certificates().map(|certs| certs.to_vec().into()).unwrap_or_default();
-    let speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: http::Request<Incoming>| {
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         let (server, certs) = (server.clone(), certs.clone());
@@ -123,7 +121,7 @@ async fn serve_connection(
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .keep_alive_interval(Duration::from_secs(45))
         .keep_alive_timeout(Duration::from_secs(15));
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Gather::new(stream, !speaks_http2)), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection.into_owned()).await {
         tracing::debug!(%error, "connection ended");
     }

@@ -6,7 +6,6 @@ pub mod compress;
 pub mod discovery;
 pub mod error;
 pub mod filters;
-mod gather;
 pub mod health;
 pub mod links;
 pub mod listener;

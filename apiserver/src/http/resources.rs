@@ -104,16 +104,13 @@ pub async fn serve(input: &Input<'_>) -> Result<Output> {
 
 /// What upstream's server of custom resources says of one that it does not know is not even JSON.
 fn unknown_resource(input: &Input<'_>) -> Result<Output> {
-    let group = &input.info.api_group;
-    if !input.server.registry.all().iter().any(|known| known.custom && known.group_resource.group == *group) {
+    if !input.server.registry.has_custom_group(&input.info.api_group) {
         return Err(Status::path_not_found());
     }
     let mut response = Response::new(super::full("404 page not found\n"));
     *response.status_mut() = StatusCode::NOT_FOUND;
     let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
-    let uncached = http::HeaderValue::from_static("no-cache, private");
-    response.headers_mut().insert(header::CACHE_CONTROL, uncached);
     Ok(response.into())
 }
 

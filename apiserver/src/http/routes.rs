@@ -35,9 +35,7 @@ pub fn is_nowhere(server: &Server, path: &str) -> bool {
     let mut segments = path.split('/').skip(1);
     match (segments.next(), segments.next()) {
         (Some("api"), _) => false,
-        (Some("apis"), Some(group)) => {
-            server.registry.all().iter().all(|resource| resource.group_resource.group != group)
-        }
+        (Some("apis"), Some(group)) => !server.registry.has_group(group),
         _ => true,
     }
 }

@@ -226,6 +226,15 @@ impl Registry {
         self.resources.load().values().cloned().collect()
     }
 
+    /// Whether any resource is of this group. Asked on every request, so it looks at nothing but the keys.
+    pub fn has_group(&self, group: &str) -> bool {
+        self.resources.load().keys().any(|(known, _)| known == group)
+    }
+
+    pub fn has_custom_group(&self, group: &str) -> bool {
+        self.resources.load().values().any(|resource| resource.custom && resource.group_resource.group == group)
+    }
+
     pub fn by_kind(&self, group: &str, kind: &str) -> Option<Arc<Resource>> {
         self.resources.load().values().find(|r| r.storage.group == group && r.storage.kind == kind).cloned()
     }

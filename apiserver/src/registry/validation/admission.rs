@@ -1,8 +1,6 @@
 //! Rules for admission policies and their bindings. Expressions are compiled with the variables that they will see.
 
-use apimachinery::meta::validation::{
-    is_dns1035_label, is_dns1123_subdomain, is_path_segment, is_qualified_name, regex_error,
-};
+use apimachinery::meta::validation::{is_dns1035_label, is_dns1123_subdomain, is_path_segment, is_qualified_name};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
@@ -430,55 +428,8 @@ pub fn policy_status(obj: &Value, _old: &Value) -> Errors {
             errors.push(FieldError::required(path.field("fieldRef"), ""));
         }
     });
-    conditions(&obj["status"], Path::STATUS, &mut errors);
+    super::conditions::conditions(&obj["status"], Path::STATUS, &mut errors);
     errors
-}
-
-/// Conditions as newer kinds have them.
-pub fn conditions(status: &Value, path: Path<'_>, errors: &mut Errors) {
-    const LONGEST_REASON: usize = 1024;
-    const LONGEST_MESSAGE: usize = 32 * 1024;
-    let all = status.list_at(&["conditions"]);
-    let list = path.field("conditions");
-    for (index, condition) in all.iter().enumerate() {
-        let path = list.index(index);
-        let kind = condition.str_at(&["type"]);
-        if all[..index].iter().any(|earlier| earlier.str_at(&["type"]) == kind) {
-            errors.push(FieldError::duplicate(path, kind));
-        }
-        match kind {
-            "" => errors.push(FieldError::required(path.field("type"), "is required")),
-            kind => complain(is_qualified_name(kind), kind, path.field("type"), errors),
-        }
-        required_one_of(condition, "status", &["False", "True", "Unknown"], path, errors);
-        if let Some(number) = condition["observedGeneration"].as_i64().filter(|number| *number < 0) {
-            let detail = "must be greater than or equal to zero";
-            errors.push(FieldError::invalid(path.field("observedGeneration"), number, detail));
-        }
-        required(condition, "lastTransitionTime", path, errors);
-        if let Some(reason) = required(condition, "reason", path, errors) {
-            complain(reason_problems(reason), reason, path.field("reason"), errors);
-            if reason.len() > LONGEST_REASON {
-                errors.push(FieldError::too_long(path.field("reason"), LONGEST_REASON));
-            }
-        }
-        if condition.str_at(&["message"]).len() > LONGEST_MESSAGE {
-            errors.push(FieldError::too_long(path.field("message"), LONGEST_MESSAGE));
-        }
-    }
-}
-
-fn reason_problems(reason: &str) -> Vec<String> {
-    let inner = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | ',' | ':');
-    let fits = reason.starts_with(|letter: char| letter.is_ascii_alphabetic())
-        && reason.chars().all(inner)
-        && !reason.ends_with([',', ':']);
-    let message = "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'";
-    let examples = ["my_name", "MY_NAME", "MyName", "ReasonA,ReasonB", "ReasonA:ReasonB"];
-    match fits {
-        true => vec![],
-        false => vec![regex_error(message, "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", &examples)],
-    }
 }
 
 #[cfg(test)]
