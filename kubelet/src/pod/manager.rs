@@ -19,7 +19,7 @@ use super::context::NodeContext;
 use super::observed::keys;
 use super::plan::{self, Verdict};
 use super::worker::{self, Desired, Handle};
-use super::{annotation, annotations, run, runtime_uid, static_pods};
+use super::{annotation, annotations, log_files, run, runtime_uid, static_pods};
 use crate::cri::{RuntimeError, RuntimeEvent};
 use crate::events::Level;
 use crate::eviction::Eviction;
@@ -414,6 +414,19 @@ impl Manager {
                 tracing::warn!(uid, %error, "cannot remove the cgroup of an earlier pod");
             }
         }
+        self.clean_logs();
+    }
+
+    /// Logs go last when a pod is forgotten: a kubelet that ended just before has left nothing else.
+    fn clean_logs(&self) {
+        let known = |uid: &str| self.workers.contains_key(uid) || self.waiting.contains_key(uid);
+        for path in log_files::directories_without(&self.node.state.config.pod_logs_dir, known) {
+            tracing::info!(path = %path.display(), "removing the logs of an earlier pod");
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove the logs of an earlier pod");
+            }
+        }
+        log_files::remove_dead_links();
     }
 }
 

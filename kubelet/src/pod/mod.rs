@@ -9,6 +9,7 @@ pub mod context;
 pub mod downward;
 pub mod env;
 mod hooks;
+pub mod log_files;
 pub mod manager;
 pub mod observed;
 pub mod plan;

@@ -16,11 +16,10 @@ use super::config::{self, ContainerSetup, SandboxSetup};
 use super::context::NodeContext;
 use super::observed::RuntimePod;
 use super::plan::Problem;
-use super::{env, hooks, runtime_uid, status};
+use super::{env, hooks, log_files, runtime_uid, status};
 use crate::cri::{ContainerConfig, Mount};
 use crate::events::Level;
 use crate::images::Wanted;
-use crate::server::logs::line;
 use crate::volumes::{self, ImageVolumes, MountContext, VolumeContext, Volumes};
 
 const RETRY: Duration = Duration::from_secs(5);
@@ -314,7 +313,7 @@ impl Job {
         let metadata = &self.pod.metadata;
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let name = format!("{}_{}_{}-{id}.log", text(&metadata.name), text(&metadata.namespace), spec.name);
-        let directory = Path::new("/var/log/containers");
+        let directory = Path::new(log_files::LINKS);
         let link = directory.join(name);
         if let Err(error) = fs::create_dir_all(directory).and_then(|()| symlink(self.log_dir().join(log_path), &link)) {
             tracing::debug!(link = %link.display(), %error, "cannot link the container's log");
@@ -398,14 +397,14 @@ impl Job {
         }
         self.node.owners.write().remove(id);
         if let Some(container) = container {
-            remove_logs(&container.log_path);
+            log_files::remove(&container.log_path);
             if let Some(path) = &container.termination_message_host_path {
                 let _gone = fs::remove_file(path);
             }
             let metadata = &self.pod.metadata;
             let text = |text: &Option<String>| text.clone().unwrap_or_default();
             let name = format!("{}_{}_{}-{id}.log", text(&metadata.name), text(&metadata.namespace), container.name);
-            let _gone = fs::remove_file(Path::new("/var/log/containers").join(name));
+            let _gone = fs::remove_file(Path::new(log_files::LINKS).join(name));
         }
     }
 
@@ -463,19 +462,6 @@ impl Job {
     }
 }
 
-/// The log and what rotation made of it.
-fn remove_logs(path: &str) {
-    let path = Path::new(path);
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return;
-    };
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|file| file.starts_with(name)) {
-            let _gone = fs::remove_file(entry.path());
-        }
-    }
-}
-
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     apimachinery::process::error_chain(error)
 }
@@ -510,43 +496,6 @@ fn hosts_file(pod: &Pod, pod_ips: &[String], cluster_domain: &str) -> String {
     text
 }
 
-/// Message that a container left, by its policy: its file, or the end of its log.
-pub fn termination_message(container: &super::observed::Container) -> String {
-    const FILE_LIMIT: usize = 4096;
-    const LOG_LIMIT: usize = 2048;
-    const LOG_LINES: usize = 80;
-    let read = |path: &str, limit: usize| -> Vec<u8> {
-        use std::io::{Read, Seek, SeekFrom};
-        let tail = |path: &str| -> std::io::Result<Vec<u8>> {
-            let mut file = fs::File::open(path)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(limit as u64)))?;
-            let mut bytes = Vec::new();
-            file.take(limit as u64).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        tail(path).unwrap_or_default()
-    };
-    let file =
-        container.termination_message_host_path.as_deref().map(|path| read(path, FILE_LIMIT)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&file).into_owned();
-    let use_log = container.termination_message_policy == "FallbackToLogsOnError" && container.exit_code != 0;
-    if !text.is_empty() || !use_log {
-        return text;
-    }
-    // Twice the limit and more: room for what the runtime writes before each line.
-    end_of_log(&read(&container.log_path, 4 * LOG_LIMIT), LOG_LINES, LOG_LIMIT)
-}
-
-/// What the last `entries` of a runtime's log say, at most the last `limit` bytes of it. A line that the container
-/// did not end is not ended here.
-fn end_of_log(log: &[u8], entries: usize, limit: usize) -> String {
-    let said: Vec<&[u8]> =
-        log.split_inclusive(|byte| *byte == b'\n').filter_map(line::parse).map(|line| line.content).collect();
-    let text = said[said.len().saturating_sub(entries)..].concat();
-    String::from_utf8_lossy(&text[text.len().saturating_sub(limit)..]).into_owned()
-}
-
 /// Known labels of a pod that only the runtime still knows, as a pod that has been removed everywhere.
 pub fn orphan(labels: &HashMap<String, String>) -> Option<Pod> {
     use super::observed::keys;
@@ -557,24 +506,4 @@ pub fn orphan(labels: &HashMap<String, String>) -> Option<Pod> {
     pod.metadata.namespace = label(keys::POD_NAMESPACE);
     pod.spec = Some(k8s_openapi::api::core::v1::PodSpec::default());
     Some(pod)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_log_is_what_the_container_wrote() {
-        let first: &[u8] =
-            b"03:04:05Z stdout F torn\n2026-01-02T03:04:05.1Z stdout F one\n2026-01-02T03:04:06.1Z stderr F two\n";
-        let last: &[u8] = b"2026-01-02T03:04:07.1Z stdout P DONE\n";
-        for (log, entries, limit, want) in [
-            (last.to_vec(), 80, 2048, "DONE"),
-            ([first, last].concat(), 2, 2048, "two\nDONE"),
-            ([first, last].concat(), 80, 6, "o\nDONE"),
-            (b"no log at all\n".to_vec(), 80, 2048, ""),
-        ] {
-            assert_eq!(end_of_log(&log, entries, limit), want);
-        }
-    }
 }

@@ -22,7 +22,7 @@ use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem};
 use super::qos::Resources;
 use super::reporter::Reporter;
 use super::run::{self, Job};
-use super::{runtime_uid, status};
+use super::{log_files, runtime_uid, status};
 use crate::events::Level;
 use crate::objects::api_error;
 use crate::probes::{Kind, Prober, Report, Target};
@@ -251,7 +251,7 @@ impl Worker {
         self.messages.retain(|id, _| observed.by_id(id).is_some());
         for container in observed.containers.iter_mut().filter(|container| container.state == RunState::Exited) {
             let message =
-                self.messages.entry(container.id.clone()).or_insert_with(|| run::termination_message(container));
+                self.messages.entry(container.id.clone()).or_insert_with(|| log_files::termination_message(container));
             if !message.is_empty() {
                 container.message.clone_from(message);
             }
