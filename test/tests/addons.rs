@@ -8,7 +8,7 @@ use ketch_test::{Cluster, check, condition, poll, setting, text};
 
 const METRICS_SERVER: &str = include_str!("../addons/metrics-server.yaml");
 const COREDNS: &str = include_str!("../addons/coredns.yaml");
-/// Metrics come after two rounds of questions, which are ten seconds apart.
+/// Metrics come after two rounds of questions, which are fifteen seconds apart.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// Applies a manifest whose programs are on the host.
@@ -82,12 +82,14 @@ fn coredns_takes_the_place_of_cluster_dns() {
     let ns = cluster.namespace("coredns");
     ns.create(include_str!("../../hack/manifests/tutorial/web-rc.yaml"));
     ns.kubectl(&["expose", "rc", "web", "--port=80", "--target-port=8080"]);
-    let pod = ns.ready_pods("app=web", 2)[0]["metadata"]["name"].clone();
-    let address = text(&ns.get(&["service", "web"])["spec"]["clusterIP"]);
-    poll("a pod resolves a service, by its short name and its long one", PATIENCE, || {
-        for name in ["web", &format!("web.{}.svc.cluster.local", ns.name)] {
-            let answer = ns.sh(&text(&pod), &format!("timeout 5 nslookup {name}"))?;
-            check(answer.contains(&address), || answer)?;
+    let pods = ns.ready_pods("app=web", 2);
+    let (pod, names) = (text(&pods[0]["metadata"]["name"]), pods.iter().map(|pod| text(&pod["metadata"]["name"])));
+    let names: Vec<String> = names.collect();
+    poll("a pod finds a service by its short name and its long one", PATIENCE, || {
+        for host in ["web", &format!("web.{}.svc.cluster.local", ns.name)] {
+            // Each answer is the name of the pod that gave it.
+            let answer = ns.sh(&pod, &format!("timeout 5 wget -q -O - http://{host}/"))?;
+            check(names.iter().any(|name| answer.trim() == name), || answer)?;
         }
         Ok(())
     });

@@ -93,10 +93,45 @@ pub fn elements(text: &[u8]) -> Vec<&[u8]> {
 }
 
 /// The value at a path of keys.
-pub fn find<'a>(text: &'a [u8], path: impl IntoIterator<Item = &'a str>) -> Option<&'a [u8]> {
+pub fn find<'a, 'p>(text: &'a [u8], path: impl IntoIterator<Item = &'p str>) -> Option<&'a [u8]> {
     path.into_iter().try_fold(text, |text, key| {
         members(text).ok()?.map_while(Result::ok).find(|member| member.key == key.as_bytes()).map(|member| member.value)
     })
+}
+
+/// An object that is asked many things: every part of the text is walked once.
+pub struct Outline<'a> {
+    members: Vec<Member<'a>>,
+    /// The members of those members that were asked about.
+    inner: Vec<(&'a [u8], Vec<Member<'a>>)>,
+}
+
+impl<'a> Outline<'a> {
+    pub fn read(text: &'a [u8]) -> Result<Self, ScanError> {
+        Ok(Self { members: members(text)?.collect::<Result<_, _>>()?, inner: Vec::new() })
+    }
+
+    pub fn members(&self) -> &[Member<'a>] {
+        &self.members
+    }
+
+    /// The value at a dotted path, as [`find`] has it.
+    pub fn find(&mut self, path: &str) -> Option<&'a [u8]> {
+        let mut keys = path.split('.');
+        let outer = value_of(&self.members, keys.next()?)?;
+        let Some(key) = keys.next() else { return Some(outer) };
+        let known = self.inner.iter().position(|(text, _)| std::ptr::eq(*text, outer));
+        let index = known.unwrap_or_else(|| {
+            let all = members(outer).map(|all| all.map_while(Result::ok).collect()).unwrap_or_default();
+            self.inner.push((outer, all));
+            self.inner.len() - 1
+        });
+        find(value_of(&self.inner[index].1, key)?, keys)
+    }
+}
+
+fn value_of<'a>(members: &[Member<'a>], key: &str) -> Option<&'a [u8]> {
+    members.iter().find(|member| member.key == key.as_bytes()).map(|member| member.value)
 }
 
 /// The text of a string value, unescaped; other scalars as they are written; `None` for null, objects and lists.
@@ -201,5 +236,12 @@ mod tests {
         assert_eq!(value("spec.on").as_deref(), Some("true"));
         assert_eq!(value("spec.none"), None);
         assert_eq!(elements(find(text, ["spec", "list"]).expect("list")).len(), 3);
+        let mut outline = Outline::read(text).expect("an object");
+        for path in
+            ["spec", "spec.nodeName", "spec.on", "spec.none", "spec.on.x", "none", "spec.list.x", "spec.nodeName"]
+        {
+            assert_eq!(outline.find(path), find(text, path.split('.')), "{path}");
+        }
+        assert_eq!(outline.inner.len(), 1, "the inner object was walked once");
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-use apimachinery::codec::scan::{self, ScanError};
+use apimachinery::codec::scan::{self, Member, Outline, ScanError};
 use apimachinery::schema::Schema;
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -65,6 +65,18 @@ pub struct KindInfo {
     pub converted: bool,
 }
 
+impl KindInfo {
+    /// The value of a selectable field.
+    fn field(&self, object: &mut Outline<'_>, path: &str, absent: &str) -> Box<str> {
+        let mut at = |path| object.find(path).and_then(scan::scalar);
+        let value = match self.aliases.iter().find(|(name, _)| *name == path) {
+            Some((_, paths)) => paths.iter().filter_map(|path| at(path)).find(|value| !value.is_empty()),
+            None => at(path),
+        };
+        value.as_deref().unwrap_or(absent).into()
+    }
+}
+
 /// A schema with defaults, and the text that it was made from, which tells it from others.
 #[derive(Clone, Debug)]
 pub struct Defaults {
@@ -92,10 +104,6 @@ pub enum DecodeStoredError {
     NotText,
 }
 
-fn scalar_at<'j>(json: &'j [u8], path: &'j str) -> Option<Cow<'j, str>> {
-    scan::find(json, path.split('.')).and_then(scan::scalar)
-}
-
 impl Stored {
     /// Reads what the store holds under `key`: JSON, or upstream's protobuf.
     pub fn decode(kind: &Arc<KindInfo>, key: &str, value: &[u8], revision: u64) -> Result<Self, DecodeStoredError> {
@@ -117,13 +125,13 @@ impl Stored {
         Self::from_json(kind, key, value, revision)
     }
 
-    /// One pass over the members: the header goes, the revision comes in, the metadata is read.
+    /// The header goes, the revision comes in, the metadata is read; no part of the text is walked more than twice.
     fn from_json(kind: &Arc<KindInfo>, key: &str, json: &[u8], revision: u64) -> Result<Self, DecodeStoredError> {
+        let mut outline = Outline::read(json)?;
         let mut body = Vec::with_capacity(json.len() + 32);
         let mut meta = None;
         let mut stored_as = None;
-        for member in scan::members(json)? {
-            let member = member?;
+        for member in outline.members() {
             if kind.converted && member.key == b"apiVersion" {
                 let version = serde_json::from_slice::<Box<str>>(member.value).ok();
                 stored_as = version.filter(|version| **version != *kind.api_version);
@@ -136,28 +144,16 @@ impl Stored {
             }
             push_key(&mut body, member.key);
             if member.key == b"metadata" {
-                meta = Some(Extracted::read(member.value)?);
-                splice_revision(&mut body, member.value, revision)?;
+                let members = members(member.value)?;
+                meta = Some(Extracted::read(&members)?);
+                push_metadata(&mut body, &members, revision);
             } else {
                 body.extend_from_slice(member.value);
             }
         }
         let mut meta = meta.ok_or(DecodeStoredError::NoMetadata)?;
         meta.stored_as = stored_as;
-        meta.fields = kind
-            .fields
-            .iter()
-            .map(|(path, absent)| {
-                let alias = kind.aliases.iter().find(|(name, _)| *name == path.as_ref());
-                let value = match alias {
-                    Some((_, paths)) => {
-                        paths.iter().filter_map(|path| scalar_at(json, path)).find(|value| !value.is_empty())
-                    }
-                    None => scalar_at(json, path),
-                };
-                value.as_deref().unwrap_or(absent).into()
-            })
-            .collect();
+        meta.fields = kind.fields.iter().map(|(path, absent)| kind.field(&mut outline, path, absent)).collect();
         if std::str::from_utf8(&body).is_err() {
             return Err(DecodeStoredError::NotText);
         }
@@ -257,7 +253,7 @@ pub fn whole(value: &Bytes, revision: u64) -> Result<Bytes, DecodeStoredError> {
         }
         push_key(&mut text, member.key);
         if member.key == b"metadata" {
-            splice_revision(&mut text, member.value, revision)?;
+            push_metadata(&mut text, &members(member.value)?, revision);
         } else {
             text.extend_from_slice(member.value);
         }
@@ -267,10 +263,9 @@ pub fn whole(value: &Bytes, revision: u64) -> Result<Bytes, DecodeStoredError> {
 }
 
 impl Extracted {
-    fn read(metadata: &[u8]) -> Result<Self, ScanError> {
+    fn read(metadata: &[Member<'_>]) -> Result<Self, ScanError> {
         let mut meta = Self::default();
-        for member in scan::members(metadata)? {
-            let member = member?;
+        for member in metadata {
             let text = || scan::scalar(member.value).as_deref().unwrap_or_default().into();
             match member.key {
                 b"name" => meta.name = text(),
@@ -314,27 +309,27 @@ fn labels(text: &[u8]) -> Result<Labels, ScanError> {
         .collect()
 }
 
+fn members(text: &[u8]) -> Result<Vec<Member<'_>>, ScanError> {
+    scan::members(text)?.collect()
+}
+
 fn push_key(out: &mut Vec<u8>, key: &[u8]) {
     out.push(b'"');
     out.extend_from_slice(key);
     out.extend_from_slice(b"\":");
 }
 
-/// Copies the metadata with `resourceVersion` being this revision.
-fn splice_revision(out: &mut Vec<u8>, metadata: &[u8], revision: u64) -> Result<(), ScanError> {
+/// The metadata with `resourceVersion` being this revision.
+fn push_metadata(out: &mut Vec<u8>, members: &[Member<'_>], revision: u64) {
     out.extend_from_slice(b"{\"resourceVersion\":\"");
     out.extend_from_slice(revision.to_string().as_bytes());
     out.push(b'"');
-    for member in scan::members(metadata)? {
-        let member = member?;
-        if member.key != b"resourceVersion" {
-            out.push(b',');
-            push_key(out, member.key);
-            out.extend_from_slice(member.value);
-        }
+    for member in members.iter().filter(|member| member.key != b"resourceVersion") {
+        out.push(b',');
+        push_key(out, member.key);
+        out.extend_from_slice(member.value);
     }
     out.push(b'}');
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The stream of a watch: events as they come, batched into few writes; bookmarks by timer and at the end.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use rand::Rng;
 use serde_json::{Value, json};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::negotiate::{Encoding, Shape};
 use super::render::Renderer;
@@ -43,17 +45,14 @@ pub fn default_timeout(min_seconds: u64) -> Duration {
 /// The response that streams `watch`, beginning with the objects of `initial`.
 pub fn respond(renderer: Renderer, watch: Watch, initial: Option<Snapshot>, options: Options) -> Response {
     let content_type = renderer.format.encoding.stream_content_type();
-    let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
-    bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let initial_revision = initial.as_ref().map(|snapshot| snapshot.revision);
     let stream = Stream {
         initial: initial.map(|snapshot| initial_objects(&snapshot, &watch)).unwrap_or_default(),
         initial_end: options.mark_initial_end.then_some(initial_revision).flatten(),
-        deadline: Instant::now() + options.timeout,
-        bookmarks: options.bookmarks.then_some(bookmarks),
+        clock: Clock::new(options.timeout, options.bookmarks),
         columns_sent: false,
         ended: false,
-        shutdown: options.shutdown,
+        shutdown: Box::pin(options.shutdown.cancelled_owned()),
         shared: shared_frames(&renderer, &watch),
         renderer,
         watch,
@@ -102,12 +101,42 @@ struct Stream {
     watch: Watch,
     initial: VecDeque<Arc<Stored>>,
     initial_end: Option<u64>,
-    deadline: Instant,
-    bookmarks: Option<Interval>,
+    clock: Clock,
     columns_sent: bool,
     ended: bool,
-    shutdown: CancellationToken,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     shared: Option<FrameKind>,
+}
+
+/// When something is due without an event: a bookmark, or the end. It is one timer, which stays registered while events
+/// come and go.
+struct Clock {
+    timer: Pin<Box<Sleep>>,
+    deadline: Instant,
+    bookmarks: bool,
+}
+
+impl Clock {
+    fn new(timeout: Duration, bookmarks: bool) -> Self {
+        let deadline = Instant::now() + timeout;
+        let mut clock = Self { timer: Box::pin(sleep_until(deadline)), deadline, bookmarks };
+        clock.wind();
+        clock
+    }
+
+    fn wind(&mut self) {
+        let next = Instant::now() + BOOKMARK_EVERY;
+        self.timer.as_mut().reset(if self.bookmarks { next.min(self.deadline) } else { self.deadline });
+    }
+
+    async fn due(&mut self) -> Wake {
+        self.timer.as_mut().await;
+        if Instant::now() >= self.deadline {
+            return Wake::TimedOut;
+        }
+        self.wind();
+        Wake::Bookmark
+    }
 }
 
 enum Wake {
@@ -146,7 +175,7 @@ impl Stream {
                 Wake::Bookmark => self.drain_and_bookmark(&mut out),
                 Wake::TimedOut => {
                     self.ended = true;
-                    if self.bookmarks.is_some() {
+                    if self.clock.bookmarks {
                         self.drain_and_bookmark(&mut out);
                     }
                 }
@@ -168,18 +197,11 @@ impl Stream {
     }
 
     async fn wake(&mut self) -> Wake {
-        let bookmark = async {
-            match &mut self.bookmarks {
-                Some(interval) => drop(interval.tick().await),
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             event = self.watch.next() => event.map_or(Wake::Ended, Wake::Event),
-            () = bookmark => Wake::Bookmark,
-            () = tokio::time::sleep_until(self.deadline) => Wake::TimedOut,
-            () = self.shutdown.cancelled() => Wake::TimedOut,
+            due = self.clock.due() => due,
+            () = &mut self.shutdown => Wake::TimedOut,
         }
     }
 

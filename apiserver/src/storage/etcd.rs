@@ -13,6 +13,7 @@ use etcd_client::{
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+use super::channel::WideWindows;
 use super::{Change, Entry, Expect, Outcome, Page, Store, StoreError, StoreResult, WatchStream};
 use crate::config::Config;
 
@@ -56,7 +57,7 @@ impl Etcd {
         if let Some(tls) = tls_options(config)? {
             options = options.with_tls(tls);
         }
-        let client = Client::connect(&config.etcd_servers, Some(options))
+        let client = Client::connect_with_balanced_channel(&config.etcd_servers, Some(options), WideWindows)
             .await
             .map_err(|error| StoreError::Connect(Box::new(error)))?;
         let kv = client.kv_client().max_decoding_message_size(MESSAGE_MAX);

@@ -2,6 +2,7 @@
 //! ordered watch. Implementations know nothing of objects; what is in the bytes is the business of `cache` and
 //! `registry`. Every implementation passes the one behaviour suite in `storage::suite`.
 
+mod channel;
 pub mod etcd;
 pub mod memory;
 #[cfg(test)]
