@@ -57,6 +57,12 @@ impl Quantity {
         Self { nanos: i128::from(milli) * (NANO / 1000), format: Format::DecimalSi }
     }
 
+    /// The same amount, printed in another way.
+    #[must_use]
+    pub fn with_format(self, format: Format) -> Self {
+        Self { format, ..self }
+    }
+
     pub fn format(&self) -> Format {
         self.format
     }
@@ -140,13 +146,12 @@ fn factor(mut n: i128, base: i128, mut exponent: i32) -> (i128, i32) {
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Small or fractional amounts print decimally even when they were written in binary.
-        if self.format != Format::BinarySi || self.nanos.abs() < 1024 * NANO {
+        if self.format != Format::BinarySi || self.nanos.abs() < 1024 * NANO || self.nanos % NANO != 0 {
             let format = if self.format == Format::BinarySi { Format::DecimalSi } else { self.format };
             return Self { format, ..*self }.print_decimal(f);
         }
         const SUFFIXES: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-        let whole = self.nanos / NANO + i128::from(self.nanos % NANO != 0) * self.nanos.signum();
-        let (mut number, mut exponent) = factor(whole, 1024, 0);
+        let (mut number, mut exponent) = factor(self.nanos / NANO, 1024, 0);
         while exponent > 6 {
             number = number.saturating_mul(1024);
             exponent -= 1;
@@ -344,6 +349,7 @@ mod tests {
             ("1.0000000000001", "1000000001n"),
             ("12e6", "12e6"),
             ("0.1Ki", "102400m"),
+            ("1.0001Ki", "1024102400u"),
             ("1023Mi", "1023Mi"),
         ];
         for (text, canonical) in cases {
