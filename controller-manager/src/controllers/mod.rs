@@ -20,6 +20,7 @@ mod resource_quota;
 mod root_ca;
 mod service_account;
 mod service_account_tokens;
+mod service_cidr;
 mod service_endpoints;
 mod stateful_set;
 mod taint_eviction;
@@ -132,6 +133,8 @@ pub const ALL: &[Descriptor] = &[
         "volumeattributesclass-protection-controller",
         volume_protection::start_classes,
     ),
+    // Upstream's newer controllers have no older alias: theirs is their name.
+    on("service-cidr-controller", "service-cidr-controller", "service-cidrs-controller", service_cidr::start),
     on("namespace-controller", "namespace", "namespace-controller", namespace::start),
     on("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", pod_gc::start),
     on("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", crate::gc::start),
