@@ -61,6 +61,9 @@ pub struct Options {
     /// Finished pods beyond this number are removed, oldest first.
     #[arg(long, default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: i32,
+    /// Never take a volume from a node before the node says that it is unmounted, or is tainted as out of service.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub disable_force_detach_on_timeout: bool,
 
     /// Each controller acts under its own service account of kube-system, not under the credentials of --kubeconfig.
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -102,6 +105,10 @@ pub struct Accepted {
     profiling: Option<String>,
     #[arg(long, hide = true)]
     cert_dir: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true)]
+    disable_attach_detach_reconcile_sync: Option<String>,
+    #[arg(long, hide = true)]
+    attach_detach_reconcile_sync_period: Option<String>,
     #[arg(long, hide = true)]
     node_monitor_period: Option<String>,
     #[arg(long, hide = true)]

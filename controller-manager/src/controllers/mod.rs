@@ -1,6 +1,7 @@
 //! One controller per file. Each says what it watches in `start` and decides in `reconcile`; the table below is the
 //! list that `--controllers` selects from.
 
+mod attach_detach;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
@@ -115,6 +116,7 @@ pub const ALL: &[Descriptor] = &[
         "persistent-volume-binder",
         volume_binder::start,
     ),
+    on("persistentvolume-attach-detach-controller", "attachdetach", "attachdetach-controller", attach_detach::start),
     on(
         "persistentvolumeclaim-protection-controller",
         "pvc-protection",

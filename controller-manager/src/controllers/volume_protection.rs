@@ -78,6 +78,13 @@ fn classes_of_claim(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &str>
     wanted.chain(current).chain(target)
 }
 
+/// Pods by the claims that they use, each as `namespace/name`.
+pub const CLAIM_INDEX: &str = "claim";
+
+pub fn index_by_claim(pods: &Informer<Pod>) {
+    pods.add_index(CLAIM_INDEX, |pod| claims_of(pod).iter().map(ToString::to_string).collect());
+}
+
 /// The claims that the pod uses, by name and by ephemeral volumes.
 pub fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
