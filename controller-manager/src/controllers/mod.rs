@@ -11,6 +11,7 @@ mod disruption;
 mod endpoint_slice_mirroring;
 mod endpoint_slices;
 mod endpoints;
+mod ephemeral_volume;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -27,6 +28,7 @@ mod stateful_set;
 mod taint_eviction;
 mod ttl_after_finished;
 mod volume_binder;
+mod volume_expander;
 mod volume_protection;
 
 use crate::app::Context;
@@ -117,6 +119,13 @@ pub const ALL: &[Descriptor] = &[
         volume_binder::start,
     ),
     on("persistentvolume-attach-detach-controller", "attachdetach", "attachdetach-controller", attach_detach::start),
+    on(
+        "persistentvolume-expander-controller",
+        "persistentvolume-expander",
+        "expand-controller",
+        volume_expander::start,
+    ),
+    on("ephemeral-volume-controller", "ephemeral-volume", "ephemeral-volume-controller", ephemeral_volume::start),
     on(
         "persistentvolumeclaim-protection-controller",
         "pvc-protection",
