@@ -9,6 +9,8 @@ use apimachinery::process::{KubeconfigArgs, LogArgs, SecureServingArgs};
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
 
+use crate::controllers::autoscaler::Settings;
+
 #[derive(Parser, Clone, Debug)]
 #[command(name = "kube-controller-manager", version = apimachinery::process::KUBERNETES_VERSION)]
 pub struct Options {
@@ -61,6 +63,8 @@ pub struct Options {
     /// Finished pods beyond this number are removed, oldest first.
     #[arg(long, default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: i32,
+    #[command(flatten)]
+    pub autoscaler: Settings,
     /// Never take a volume from a node before the node says that it is unmounted, or is tainted as out of service.
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub disable_force_detach_on_timeout: bool,

@@ -2,6 +2,7 @@
 //! list that `--controllers` selects from.
 
 mod attach_detach;
+pub mod autoscaler;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
@@ -85,6 +86,12 @@ pub const ALL: &[Descriptor] = &[
         "endpointslicemirroring",
         "endpointslicemirroring-controller",
         endpoint_slice_mirroring::start,
+    ),
+    on(
+        "horizontal-pod-autoscaler-controller",
+        "horizontalpodautoscaling",
+        "horizontal-pod-autoscaler",
+        autoscaler::start,
     ),
     on("disruption-controller", "disruption", "disruption-controller", disruption::start),
     on("resourcequota-controller", "resourcequota", "resourcequota-controller", resource_quota::start),
