@@ -3,6 +3,7 @@
 
 mod attach_detach;
 pub mod autoscaler;
+mod bootstrap;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
@@ -48,6 +49,16 @@ pub struct Descriptor {
 
 const fn on(name: &'static str, alias: &'static str, service_account: &'static str, start: fn(&Context)) -> Descriptor {
     Descriptor { name, alias, off_by_default: false, service_account: Some(service_account), start }
+}
+
+/// One that runs only when it is named.
+const fn off(
+    name: &'static str,
+    alias: &'static str,
+    service_account: &'static str,
+    start: fn(&Context),
+) -> Descriptor {
+    Descriptor { off_by_default: true, ..on(name, alias, service_account, start) }
 }
 
 /// In the order of starting: what others wait for comes first.
@@ -119,6 +130,8 @@ pub const ALL: &[Descriptor] = &[
         "certificate-controller",
         certificates::start_cleaner,
     ),
+    off("bootstrap-signer-controller", "bootstrapsigner", "bootstrap-signer", bootstrap::start_signer),
+    off("token-cleaner-controller", "tokencleaner", "token-cleaner", bootstrap::start_cleaner),
     on(
         "persistentvolume-binder-controller",
         "persistentvolume-binder",
@@ -162,4 +175,4 @@ pub const ALL: &[Descriptor] = &[
 pub const READ_CONFIG_MAPS: &[&str] = &[root_ca::CONFIG_MAP, "cluster-info"];
 
 /// The types of secrets whose contents some controller reads.
-pub const READ_SECRET_TYPES: &[&str] = &["kubernetes.io/service-account-token", "bootstrap.kubernetes.io/token"];
+pub const READ_SECRET_TYPES: &[&str] = &["kubernetes.io/service-account-token", bootstrap::SECRET_TYPE];
