@@ -28,6 +28,8 @@ mod service_cidr;
 mod service_endpoints;
 mod stateful_set;
 mod taint_eviction;
+mod trust_bundle;
+mod ttl;
 mod ttl_after_finished;
 mod volume_binder;
 mod volume_expander;
@@ -71,6 +73,7 @@ pub const ALL: &[Descriptor] = &[
     },
     on("node-ipam-controller", "nodeipam", "node-controller", node_ipam::start),
     on("node-lifecycle-controller", "nodelifecycle", "node-controller", node_lifecycle::start),
+    on("ttl-controller", "ttl", "ttl-controller", ttl::start),
     on("taint-eviction-controller", "taint-eviction-controller", "node-controller", taint_eviction::start),
     on("replicaset-controller", "replicaset", "replicaset-controller", replicas::start_replica_sets),
     on(
@@ -129,6 +132,18 @@ pub const ALL: &[Descriptor] = &[
         "csrcleaner",
         "certificate-controller",
         certificates::start_cleaner,
+    ),
+    on(
+        "podcertificaterequest-cleaner-controller",
+        "podcertificaterequest-cleaner-controller",
+        "podcertificaterequestcleaner",
+        certificates::start_pod_cleaner,
+    ),
+    on(
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "kube-apiserver-serving-clustertrustbundle-publisher",
+        trust_bundle::start,
     ),
     off("bootstrap-signer-controller", "bootstrapsigner", "bootstrap-signer", bootstrap::start_signer),
     off("token-cleaner-controller", "tokencleaner", "token-cleaner", bootstrap::start_cleaner),

@@ -2,10 +2,12 @@
 
 mod approve;
 mod clean;
+mod clean_pods;
 mod sign;
 
 pub use approve::start as start_approver;
 pub use clean::start as start_cleaner;
+pub use clean_pods::start as start_pod_cleaner;
 pub use sign::start as start_signer;
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
