@@ -20,6 +20,7 @@ mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod replicas;
+mod resource_claims;
 mod resource_quota;
 mod root_ca;
 mod service_account;
@@ -108,6 +109,7 @@ pub const ALL: &[Descriptor] = &[
         autoscaler::start,
     ),
     on("disruption-controller", "disruption", "disruption-controller", disruption::start),
+    on("resourceclaim-controller", "resource-claim-controller", "resource-claim-controller", resource_claims::start),
     on("resourcequota-controller", "resourcequota", "resourcequota-controller", resource_quota::start),
     on(
         "clusterrole-aggregation-controller",
