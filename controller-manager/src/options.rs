@@ -63,6 +63,9 @@ pub struct Options {
     /// Finished pods beyond this number are removed, oldest first.
     #[arg(long, default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: i32,
+    /// Tokens of service accounts that were made automatically go when they were not used for so long, twice.
+    #[arg(long, default_value = "8760h", value_parser = parse_duration)]
+    pub legacy_service_account_token_clean_up_period: Duration,
     #[command(flatten)]
     pub autoscaler: Settings,
     /// Never take a volume from a node before the node says that it is unmounted, or is tainted as out of service.

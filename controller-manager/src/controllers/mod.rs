@@ -15,6 +15,7 @@ mod endpoint_slices;
 mod endpoints;
 mod ephemeral_volume;
 mod job;
+mod legacy_tokens;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -72,6 +73,12 @@ pub const ALL: &[Descriptor] = &[
         service_account: None,
         ..on("serviceaccount-token-controller", "serviceaccount-token", "", service_account_tokens::start)
     },
+    on(
+        "legacy-serviceaccount-token-cleaner-controller",
+        "legacy-service-account-token-cleaner",
+        "legacy-service-account-token-cleaner",
+        legacy_tokens::start,
+    ),
     on("node-ipam-controller", "nodeipam", "node-controller", node_ipam::start),
     on("node-lifecycle-controller", "nodelifecycle", "node-controller", node_lifecycle::start),
     on("ttl-controller", "ttl", "ttl-controller", ttl::start),
@@ -189,7 +196,7 @@ pub const ALL: &[Descriptor] = &[
 ];
 
 /// The config maps whose contents some controller reads.
-pub const READ_CONFIG_MAPS: &[&str] = &[root_ca::CONFIG_MAP, "cluster-info"];
+pub const READ_CONFIG_MAPS: &[&str] = &[root_ca::CONFIG_MAP, "cluster-info", legacy_tokens::TRACKING];
 
 /// The types of secrets whose contents some controller reads.
 pub const READ_SECRET_TYPES: &[&str] = &["kubernetes.io/service-account-token", bootstrap::SECRET_TYPE];
