@@ -17,6 +17,8 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\b127\.0\.0\.1:\d+\b", "<server>"),
         (r"\beyJ[\w-]+\.[\w-]+\.[\w-]+", "<token>"),
         (r"\bkube-api-access-[a-z0-9]{5}\b", "<token volume>"),
+        // Of OpenAPI documents, whose descriptions are each server's own.
+        (r"\?hash=[0-9A-F]{16,}", "?hash=<hash>"),
         (r"\bthe ResourceVersion in record \(\d+\)", "the ResourceVersion in record (<revision>)"),
         // Upstream appends a diff of its own structs, in Go's notation, to some messages; ours is one of the JSON.
         (r"(?s)\n(@@ |\s*core\.|\s*&?v1\.|- [a-z]\w*: ).*", "<diff>"),
