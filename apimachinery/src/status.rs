@@ -155,7 +155,12 @@ impl FieldError {
 
     /// `Invalid` with `null` for a value, whatever the field's type: so say rules that do not look at the value.
     pub fn invalid_null(field: impl fmt::Display, detail: impl Into<String>) -> Self {
-        Self { shown: "null".into(), ..Self::new(FieldErrorKind::Invalid, field, Value::Null, detail) }
+        Self::invalid_shown(field, "null", detail)
+    }
+
+    /// `Invalid` with this text for a value, without quotes.
+    pub fn invalid_shown(field: impl fmt::Display, shown: &str, detail: impl Into<String>) -> Self {
+        Self { shown: shown.into(), ..Self::new(FieldErrorKind::Invalid, field, Value::Null, detail) }
     }
 
     pub fn type_invalid(field: impl fmt::Display, value: impl Into<Value>, detail: impl Into<String>) -> Self {
@@ -183,6 +188,11 @@ impl FieldError {
 
     pub fn too_long(field: impl fmt::Display, max: usize) -> Self {
         Self::new(FieldErrorKind::TooLong, field, Value::Null, format!("may not be more than {max} bytes"))
+    }
+
+    /// The same, counted in letters.
+    pub fn too_many_characters(field: impl fmt::Display, max: usize) -> Self {
+        Self::new(FieldErrorKind::TooLong, field, Value::Null, format!("may not be more than {max} characters"))
     }
 
     pub fn too_many(field: impl fmt::Display, actual: usize, max: usize) -> Self {

@@ -5,7 +5,8 @@
 //! JSON name is left out where it is the Go name with a small first letter. A type is `s` text, `i` number, `b`
 //! boolean, `n` number or text, `q` quantity, `?` anything that may be null and needs no names, `L` a label selector,
 //! a type of the table, `*` before one that may be null, `[` before the items of a list. A field `.` stands for the
-//! metadata, whose own fields have JSON names and are printed among the others.
+//! metadata, whose own fields have JSON names and are printed among the others. A type with a small first letter stands
+//! only inside others: by itself it is seen by declared rules, which look at what users write.
 
 use std::fmt::Write;
 

@@ -20,7 +20,9 @@ pub fn show_in_order(error: &mut FieldError, root: &Schema) {
     }
     // Upstream complains about the taints of nodes as if they were metadata.
     let taints = || at(root, &error.field.strip_prefix("metadata.taints").map(|rest| format!("spec.taints{rest}"))?);
-    if let Some(schema) = at(root, &error.field).or_else(taints) {
+    // Some complaints about a spec leave it out of their path.
+    let in_spec = || at(root, &format!("spec.{}", error.field));
+    if let Some(schema) = at(root, &error.field).or_else(taints).or_else(in_spec) {
         // Some complaints about an item name the list.
         let schema = if error.value.is_object() { schema.item().unwrap_or(schema) } else { schema };
         let mut text = String::new();

@@ -25,6 +25,14 @@ fn max_bytes_error(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
+/// The same messages as declared rules give them, which call bytes what they count.
+pub fn in_bytes(mut messages: Vec<String>) -> Vec<String> {
+    for message in messages.iter_mut().filter(|message| message.starts_with("must be no more than ")) {
+        *message = message.replace(" characters", " bytes");
+    }
+    messages
+}
+
 /// The message of a failed pattern: what it means, examples (with upstream's odd spacing), and the pattern itself.
 pub fn regex_error(text: &str, pattern: &str, examples: &[&str]) -> String {
     let quoted: Vec<String> = examples.iter().map(|e| format!("'{e}'")).collect();
@@ -81,6 +89,26 @@ pub fn is_dns1123_label(value: &str) -> Vec<String> {
 pub fn is_dns1123_subdomain(value: &str) -> Vec<String> {
     let message = || regex_error(SUBDOMAIN_TEXT, SUBDOMAIN_RE, &["example.com"]);
     check(value, DNS1123_SUBDOMAIN_MAX, value.split('.').all(dns_label_shape), message)
+}
+
+/// The same with underscores: names that resolvers search in.
+pub fn is_dns1123_subdomain_with_underscores(value: &str) -> Vec<String> {
+    const TEXT: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character";
+    const PATTERN: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
+    let label = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label);
+        edges_and_middle(label, lower_alnum, |b| lower_alnum(b) || b == b'-' || b == b'_')
+    };
+    let message = || regex_error(TEXT, PATTERN, &["example.com"]);
+    check(value, DNS1123_SUBDOMAIN_MAX, value.split('.').all(label), message)
+}
+
+/// The same with capital letters, which only names of drivers may have.
+pub fn is_dns1123_subdomain_caseless(value: &str) -> Vec<String> {
+    const TEXT: &str = "an RFC 1123 subdomain must consist of alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
+    let message = || regex_error(TEXT, SUBDOMAIN_RE, &["Example.com"]);
+    let shape = value.to_ascii_lowercase().split('.').all(dns_label_shape);
+    in_bytes(check(value, DNS1123_SUBDOMAIN_MAX, shape, message))
 }
 
 /// Names of Services.
