@@ -53,7 +53,9 @@ pub fn verify<'s>(source: &str, variables: &Variables<'s>, wanted: Wanted) -> Re
                 Some((start, _)) => format!("{start}expecting <EOF>"),
                 None => error.msg.clone(),
             };
-            located(source, line.unwrap_or(0), column.unwrap_or(0), &text)
+            // Nothing at all ends before its first letter.
+            let column = if source.is_empty() { 0 } else { column.unwrap_or(0) };
+            located(source, line.unwrap_or(0), column, &text)
         });
         failed(located)
     })?;

@@ -10,6 +10,7 @@ pub mod patch;
 pub mod scale;
 pub mod update;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use apimachinery::codec;
@@ -140,6 +141,9 @@ impl<'a> Call<'a> {
                 codec::show_in_order(error, schema);
             }
         }
+        // What several rules complain about is said once.
+        let mut said = HashSet::new();
+        errors.retain(|error| said.insert(error.to_string()));
         Status::invalid(&self.resource.group_kind(), name, &errors)
     }
 

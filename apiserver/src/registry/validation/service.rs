@@ -84,7 +84,7 @@ fn by_type(spec: &Value, errors: &mut Errors) {
         }
         if !spec.list_at(&["loadBalancerSourceRanges"]).is_empty() {
             let detail = "may only be used when `type` is 'LoadBalancer'";
-            errors.push(FieldError::forbidden("spec.loadBalancerSourceRanges", detail));
+            errors.push(FieldError::forbidden("spec.LoadBalancerSourceRanges", detail));
         }
     }
     if let Some(class) = spec["loadBalancerClass"].as_str().filter(|_| spec["type"] == "LoadBalancer") {
@@ -105,7 +105,7 @@ fn session_affinity(spec: &Value, errors: &mut Errors) {
     if spec["sessionAffinity"] == "ClientIP" {
         const DAY: i64 = 86_400;
         if !seconds.as_i64().is_some_and(|s| (1..=DAY).contains(&s)) {
-            let detail = format!("must be greater than 0 and less than or equal to {DAY}");
+            let detail = format!("must be greater than 0 and less than {DAY}");
             errors.push(FieldError::invalid(
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
                 seconds.clone(),
