@@ -56,11 +56,11 @@ impl Strategy for PersistentVolume {
     }
 
     fn validate_create(&self, _cx: &Cx<'_>, obj: &Value) -> Vec<FieldError> {
-        validation::storage::persistent_volume(obj)
+        validation::persistent_volume::volume(obj)
     }
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
-        validation::storage::persistent_volume_update(obj, old)
+        validation::persistent_volume::update(obj, old)
     }
 
     fn warnings(&self, _cx: &Cx<'_>, obj: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -25,7 +25,24 @@ const COLUMNS: &[Column] = &[
     Column::new("VolumeMode", "string").wide(),
 ];
 
-static STATUS: StatusOf = StatusOf::new();
+static STATUS: StatusOf = StatusOf::new().validated(validation::storage::claim_status);
+
+/// What can fill a new volume for clients that know only the older field; anything else they name is ignored, as it
+/// always was. A source in another namespace belongs to a feature that is off.
+fn drop_sources(obj: &mut Value, old: Option<&Value>) {
+    let in_use = |field: &str| old.is_some_and(|old| !old["spec"][field].is_null());
+    if !obj.str_at(&["spec", "dataSourceRef", "namespace"]).is_empty() && !in_use("dataSourceRef") {
+        obj.remove_at(&["spec", "dataSourceRef"]);
+    }
+    if in_use("dataSource") || in_use("dataSourceRef") || !obj["spec"]["dataSourceRef"].is_null() {
+        return;
+    }
+    let source = |field: &str| obj.str_at(&["spec", "dataSource", field]);
+    let known = [("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")];
+    if !known.contains(&(source("apiGroup"), source("kind"))) {
+        obj.remove_at(&["spec", "dataSource"]);
+    }
+}
 
 /// `dataSource` and `dataSourceRef` say the same where either can.
 fn normalize_sources(obj: &mut Value) {
@@ -45,11 +62,13 @@ impl Strategy for PersistentVolumeClaim {
 
     fn prepare_for_create(&self, _cx: &Cx<'_>, obj: &mut Value) {
         obj.set(&["status"], json!({"phase": "Pending"}));
+        drop_sources(obj, None);
         normalize_sources(obj);
     }
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, obj: &mut Value, old: &Value) {
         common::update_uncounted(obj, old);
+        drop_sources(obj, Some(old));
         normalize_sources(obj);
     }
 
@@ -86,5 +105,26 @@ impl Strategy for PersistentVolumeClaim {
 
     fn subresource(&self, name: &str) -> Option<Subresource> {
         (name == "status").then_some(Subresource::Update(&STATUS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_sources_are_taken_from_the_older_field() {
+        let after = |spec: Value, old: Option<Value>| {
+            let mut obj = json!({"spec": spec});
+            drop_sources(&mut obj, old.as_ref());
+            obj["spec"].take()
+        };
+        let snapshot =
+            json!({"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"}});
+        assert_eq!(after(snapshot.clone(), None), snapshot);
+        let other = json!({"dataSource": {"kind": "Zzz", "name": "s"}});
+        assert_eq!(after(other.clone(), None), json!({}));
+        assert_eq!(after(other.clone(), Some(json!({"spec": other}))), other);
+        assert_eq!(after(json!({"dataSourceRef": {"kind": "X", "name": "t", "namespace": "n"}}), None), json!({}));
     }
 }

@@ -12,9 +12,6 @@ use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{Column, Cx, DeleteOptions, Strategy, Subresource, keep};
 use crate::registry::{defaults, tables, validation};
 
-/// Says that a pod is the shadow of one that a kubelet has from elsewhere.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-
 pub struct Pod;
 
 /// What kubelets write.
@@ -75,11 +72,6 @@ impl Strategy for Pod {
         let mut errors = validation::pod::create(obj);
         if !cx.server.config.allow_privileged {
             validation::security::privileged(&obj["spec"], &mut errors);
-        }
-        if let Some(mirrored) = obj.annotation(MIRROR).filter(|_| obj.str_at(&["spec", "nodeName"]).is_empty()) {
-            let field = format!("metadata.annotations[{MIRROR}]");
-            let detail = "must set spec.nodeName if mirror pod annotation is set";
-            errors.push(FieldError::invalid(field, mirrored, detail));
         }
         errors
     }
@@ -161,7 +153,7 @@ impl Strategy for Status {
     }
 
     fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
-        validation::pod_update::status(obj, old)
+        validation::pod_status::status(obj, old)
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {

@@ -1,7 +1,7 @@
 //! What the server itself writes into a new pod: its quality of service, the gate of its scheduling, selectors that
 //! depend on the pod's own labels, and requests for the pod as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use apimachinery::meta::Quantity;
 use serde_json::{Map, Value, json};
@@ -110,33 +110,40 @@ fn supported(name: &str) -> bool {
     COMPUTE.contains(&name) || name.starts_with("hugepages-")
 }
 
-/// What all containers together request: the sum of those that run side by side, or the largest that runs alone.
+/// What all containers together request, of what pods can request as a whole.
 fn container_requests(pod: &Value) -> BTreeMap<String, Value> {
-    let mut totals = BTreeMap::new();
-    for name in COMPUTE {
-        let request = |container: &Value| quantity(&container["resources"]["requests"][name]);
-        let sum = |a: Option<Quantity>, b: Option<Quantity>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.add(b)),
-            (one, other) => one.or(other),
-        };
-        let mut running = None;
-        let mut largest: Option<Quantity> = None;
-        for container in pod.list_at(&["spec", "initContainers"]) {
-            if container["restartPolicy"] == "Always" {
-                running = sum(running, request(container));
-                largest = largest.max(running);
-            } else {
-                largest = largest.max(sum(running, request(container)));
-            }
-        }
-        for container in pod.list_at(&["spec", "containers"]) {
-            running = sum(running, request(container));
-        }
-        if let Some(total) = largest.max(running) {
-            totals.insert(name.to_owned(), Value::from(total.to_string()));
+    let all = aggregate(&pod["spec"], "requests").into_iter();
+    all.filter(|(name, _)| COMPUTE.contains(&name.as_str())).map(|(name, sum)| (name, sum.to_string().into())).collect()
+}
+
+/// The `requests` or `limits` of all containers: the sum of those that run side by side, or the largest that runs alone.
+pub fn aggregate(spec: &Value, list: &str) -> BTreeMap<String, Quantity> {
+    let containers = ["initContainers", "containers"].iter().flat_map(|kind| spec.list_at(&[kind]));
+    let names = containers.filter_map(|container| container["resources"][list].as_object()).flat_map(Map::keys);
+    let names: BTreeSet<&String> = names.collect();
+    names.into_iter().filter_map(|name| Some((name.clone(), aggregate_of(spec, list, name)?))).collect()
+}
+
+fn aggregate_of(spec: &Value, list: &str, name: &str) -> Option<Quantity> {
+    let amount = |container: &Value| quantity(&container["resources"][list][name]);
+    let sum = |a: Option<Quantity>, b: Option<Quantity>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.add(b)),
+        (one, other) => one.or(other),
+    };
+    let mut running = None;
+    let mut largest: Option<Quantity> = None;
+    for container in spec.list_at(&["initContainers"]) {
+        if container["restartPolicy"] == "Always" {
+            running = sum(running, amount(container));
+            largest = largest.max(running);
+        } else {
+            largest = largest.max(sum(running, amount(container)));
         }
     }
-    totals
+    for container in spec.list_at(&["containers"]) {
+        running = sum(running, amount(container));
+    }
+    largest.max(running)
 }
 
 #[cfg(test)]

@@ -220,7 +220,7 @@ pub fn stateful_set(obj: &Value) -> Errors {
     let mut errors = stateful_set_spec(obj);
     let spec = &obj["spec"];
     each(spec, "volumeClaimTemplates", Path::SPEC, &mut errors, |claim, path, errors| {
-        storage::claim_spec(&claim["spec"], path.field("spec"), errors);
+        storage::claim_spec(&claim["spec"], false, path.field("spec"), errors);
     });
     let service = spec.str_at(&["serviceName"]);
     if !service.is_empty() {

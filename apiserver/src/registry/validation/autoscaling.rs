@@ -150,7 +150,7 @@ fn resource_source(source: &Value, path: Path<'_>, errors: &mut Errors) {
 fn container_source(source: &Value, path: Path<'_>, errors: &mut Errors) {
     match source.str_at(&["name"]) {
         "" => errors.push(FieldError::required(path.field("name"), "must specify a resource name")),
-        name => super::container::resource_name(name, path.field("name"), errors),
+        name => super::requirements::resource_name(name, path.field("name"), errors),
     }
     match source.str_at(&["container"]) {
         "" => errors.push(FieldError::required(path.field("container"), "must specify a container")),

@@ -68,7 +68,7 @@ pub fn request(obj: &Value) -> Errors {
         super::unique(&mut seen, text, usages.index(index), &mut errors);
     }
     if let Some(name) = required(spec, "signerName", Path::SPEC, &mut errors) {
-        signer_name(name, &mut errors);
+        signer_name(name, Path::SPEC.field("signerName"), &mut errors);
     }
     if let Some(seconds) = spec["expirationSeconds"].as_i64().filter(|s| *s < SHORTEST_SECONDS) {
         let detail = "may not specify a duration less than 600 seconds (10 minutes)";
@@ -90,9 +90,12 @@ fn parse_request(encoded: &str) -> Result<(), &'static str> {
 }
 
 /// `domain/path`.
-fn signer_name(name: &str, errors: &mut Errors) {
-    const PATH: &str = "spec.signerName";
-    let mut complain = |part: &str, detail: String| errors.push(FieldError::invalid(PATH, part, detail));
+pub fn signer_name(name: &str, path: Path<'_>, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.push(FieldError::required(path, ""));
+        return;
+    }
+    let mut complain = |part: &str, detail: String| errors.push(FieldError::invalid(path, part, detail));
     let Some((domain, rest)) = name.split_once('/').filter(|(_, rest)| !rest.contains('/')) else {
         let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
         complain(name, detail.into());
@@ -116,7 +119,7 @@ fn signer_name(name: &str, errors: &mut Errors) {
         }
     }
     let limits = [(domain.len(), DOMAIN_MAX), (name.len(), SIGNER_NAME_MAX)];
-    errors.extend(limits.iter().filter(|(length, max)| length > max).map(|(_, max)| FieldError::too_long(PATH, *max)));
+    errors.extend(limits.iter().filter(|(length, max)| length > max).map(|(_, max)| FieldError::too_long(path, *max)));
 }
 
 fn answers(obj: &Value, errors: &mut Errors) {
@@ -215,20 +218,38 @@ pub fn bundle_name(name: &str, is_prefix: bool) -> Vec<String> {
     }
 }
 
+/// What is wrong with the name of a bundle of this signer, beyond its own part.
+fn bundle_prefix(name: &str, signer: &str) -> Option<String> {
+    let prefix = format!("{}:", signer.replace('/', ":"));
+    if signer.is_empty() {
+        return name
+            .contains(':')
+            .then(|| "ClusterTrustBundle without signer name must not have \":\" in its name".to_owned());
+    }
+    let own = name.strip_prefix(&prefix);
+    own.is_none_or(|own| own.contains(':'))
+        .then(|| format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}"))
+}
+
+/// What is wrong with the name of a bundle that is referred to; the name says whose it is.
+pub fn bundle_reference(name: &str) -> Vec<String> {
+    let signer = match name.split(':').collect::<Vec<_>>()[..] {
+        [domain, path, _] => format!("{domain}/{path}"),
+        _ => String::new(),
+    };
+    match bundle_prefix(name, &signer) {
+        Some(problem) => vec![problem],
+        None => bundle_name(name, false),
+    }
+}
+
 pub fn bundle(obj: &Value) -> Errors {
     let mut errors = Errors::new();
     let (name, signer) = (obj.name(), obj.str_at(&["spec", "signerName"]));
-    let prefix = format!("{}:", signer.replace('/', ":"));
-    let complaint = if signer.is_empty() {
-        name.contains(':').then(|| "ClusterTrustBundle without signer name must not have \":\" in its name".to_owned())
-    } else {
-        let own = name.strip_prefix(&prefix);
-        own.is_none_or(|own| own.contains(':'))
-            .then(|| format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}"))
-    };
+    let complaint = bundle_prefix(name, signer);
     errors.extend(complaint.map(|detail| FieldError::invalid("metadata.name", name, detail)));
     if !signer.is_empty() {
-        signer_name(signer, &mut errors);
+        signer_name(signer, Path::SPEC.field("signerName"), &mut errors);
     }
     errors
 }
@@ -291,7 +312,7 @@ pub fn pod_request(obj: &Value) -> Errors {
     let spec = &obj["spec"];
     let signer = spec.str_at(&["signerName"]);
     if required(spec, "signerName", Path::SPEC, &mut errors).is_some() {
-        signer_name(signer, &mut errors);
+        signer_name(signer, Path::SPEC.field("signerName"), &mut errors);
     }
     for (name, uid) in [("podName", "podUID"), ("serviceAccountName", "serviceAccountUID"), ("nodeName", "nodeUID")] {
         let text = spec.str_at(&[name]);

@@ -1,17 +1,16 @@
-//! Rules for one container: ports, environment, mounts, probes, hooks, resources.
+//! Rules for one container: ports, probes, hooks, restarts. Its environment, mounts and resources have files of their
+//! own.
 
-use apimachinery::meta::Quantity;
 use apimachinery::meta::validation::{
-    is_config_map_key, is_dns1123_label, is_dns1123_subdomain, is_qualified_name, is_valid_port_name,
-    is_valid_port_number,
+    is_dns1123_label, is_dns1123_subdomain, is_valid_port_name, is_valid_port_number,
 };
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::{
-    Errors, IS_NEGATIVE, Path, complain, each, non_negative, one_of_given, required, required_one_of, security, unique,
+    Errors, Path, complain, env, mounts, non_negative, one_of_given, required, required_one_of, requirements, security,
+    unique,
 };
-use crate::registry::core::pod_prepare::quantity;
 use crate::registry::object::ObjectExt;
 
 /// What a container's rules need to know about its pod.
@@ -30,15 +29,13 @@ pub fn common(container: &Value, pod: PodFacts<'_>, path: Path<'_>, errors: &mut
     required(container, "image", path, errors);
     required_one_of(container, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], path, errors);
     ports(container, path, errors);
-    each(container, "env", path, errors, env);
-    each(container, "envFrom", path, errors, env_from);
-    mounts(container, pod, path, errors);
+    env::environment(container, path, errors);
+    mounts::mounts(container, pod, path, errors);
+    mounts::devices(container, pod, path, errors);
     required_one_of(container, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
-    resources(&container["resources"], path.field("resources"), errors);
-    each(container, "resizePolicy", path, errors, |policy, path, errors| {
-        required_one_of(policy, "resourceName", &["cpu", "memory"], path, errors);
-        required_one_of(policy, "restartPolicy", &["NotRequired", "RestartContainer"], path, errors);
-    });
+    let claims = requirements::claim_names_of(pod.spec);
+    requirements::resources(&container["resources"], &claims, path.field("resources"), errors);
+    resize_policy(container, pod, path.field("resizePolicy"), errors);
     security::container(
         &container["securityContext"],
         pod.spec["hostUsers"] != false,
@@ -46,6 +43,68 @@ pub fn common(container: &Value, pod: PodFacts<'_>, path: Path<'_>, errors: &mut
         errors,
     );
 }
+
+/// What happens when resources change, once for each. Complaints are about the whole list: so does upstream.
+fn resize_policy(container: &Value, pod: PodFacts<'_>, path: Path<'_>, errors: &mut Errors) {
+    const POLICIES: [&str; 2] = ["NotRequired", "RestartContainer"];
+    let mut seen = Vec::new();
+    for (index, item) in container.list_at(&["resizePolicy"]).iter().enumerate() {
+        let (resource, policy) = (item.str_at(&["resourceName"]), item.str_at(&["restartPolicy"]));
+        if seen.contains(&resource) {
+            errors.push(FieldError::duplicate(path.index(index), resource));
+        }
+        seen.push(resource);
+        for (text, allowed) in [(resource, ["cpu", "memory"]), (policy, POLICIES)] {
+            if text.is_empty() {
+                errors.push(FieldError::required(path, ""));
+            } else if !allowed.contains(&text) {
+                errors.push(FieldError::not_supported(path, text, &allowed));
+            }
+        }
+        if pod.spec["restartPolicy"] == "Never" && policy != "NotRequired" {
+            let detail = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            errors.push(FieldError::invalid(path, policy, detail));
+        }
+    }
+}
+
+/// When the container is started again, whatever the pod says.
+pub fn restarts(container: &Value, path: Path<'_>, errors: &mut Errors) {
+    const RULES: usize = 20;
+    const CODES: usize = 255;
+    let rules = container.list_at(&["restartPolicyRules"]);
+    let list = path.field("restartPolicyRules");
+    if container["restartPolicy"].is_null() && !rules.is_empty() {
+        let detail = "must specify restartPolicy when restart rules are used";
+        errors.push(FieldError::required(path.field("restartPolicy"), detail));
+    }
+    one_of_given(container, "restartPolicy", &["Always", "Never", "OnFailure"], path, errors);
+    if rules.len() > RULES {
+        errors.push(FieldError::too_many(list, rules.len(), RULES));
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let path = list.index(index);
+        let action = rule.str_at(&["action"]);
+        if !RESTART_ACTIONS.contains(&action) {
+            errors.push(FieldError::not_supported(path.field("action"), action, &RESTART_ACTIONS));
+        }
+        let (codes, path) = (&rule["exitCodes"], path.field("exitCodes"));
+        if codes.is_null() {
+            errors.push(FieldError::required(path, "must be specified"));
+            continue;
+        }
+        let operator = codes.str_at(&["operator"]);
+        if !["In", "NotIn"].contains(&operator) {
+            errors.push(FieldError::not_supported(path.field("operator"), operator, &["In", "NotIn"]));
+        }
+        let given = codes.list_at(&["values"]).len();
+        if given > CODES {
+            errors.push(FieldError::too_many(path.field("values"), given, CODES));
+        }
+    }
+}
+
+const RESTART_ACTIONS: [&str; 2] = ["Restart", "RestartAllContainers"];
 
 /// Probes and hooks, of containers that may have them.
 pub fn lifecycle(container: &Value, pod: PodFacts<'_>, path: Path<'_>, errors: &mut Errors) {
@@ -107,7 +166,10 @@ fn handler(handler: &Value, grace: Option<i64>, path: Path<'_>, errors: &mut Err
             "httpGet" => {
                 required(action, "path", path, errors);
                 port_number_or_name(&action["port"], path.field("port"), errors);
-                required_one_of(action, "scheme", &["HTTP", "HTTPS"], path, errors);
+                let scheme = action.str_at(&["scheme"]);
+                if !["HTTP", "HTTPS"].contains(&scheme) {
+                    errors.push(FieldError::not_supported(path.field("scheme"), scheme, &["HTTP", "HTTPS"]));
+                }
                 for header in action.list_at(&["httpHeaders"]) {
                     http_header(header.str_at(&["name"]), path.field("httpHeaders"), errors);
                 }
@@ -124,11 +186,10 @@ fn handler(handler: &Value, grace: Option<i64>, path: Path<'_>, errors: &mut Err
 }
 
 fn sleep(action: &Value, grace: Option<i64>, path: Path<'_>, errors: &mut Errors) {
-    let (seconds, most) = (action["seconds"].as_i64().unwrap_or(0), grace.unwrap_or(0));
+    let Some(most) = grace else { return };
+    let seconds = action["seconds"].as_i64().unwrap_or(0);
     if !(0..=most).contains(&seconds) {
-        let detail = format!(
-            "must be non-negative and less than terminationGracePeriodSeconds ({most}). Enable AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep."
-        );
+        let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({most})");
         errors.push(FieldError::invalid(path, seconds, detail));
     }
 }
@@ -192,325 +253,6 @@ pub fn host_port_conflicts(containers: &[Value], path: Path<'_>, errors: &mut Er
                 taken.push(key);
             }
         }
-    }
-}
-
-/// A name of a variable: printable, without `=`.
-fn env_name(name: &str, path: Path<'_>, errors: &mut Errors) {
-    if !name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'=') {
-        let detail = "a valid environment variable name must consist only of printable ASCII characters other than '='";
-        errors.push(FieldError::invalid(path, name, detail));
-    }
-}
-
-fn env(var: &Value, path: Path<'_>, errors: &mut Errors) {
-    if let Some(name) = required(var, "name", path, errors) {
-        env_name(name, path.field("name"), errors);
-    }
-    let from = &var["valueFrom"];
-    if from.is_null() {
-        return;
-    }
-    let path = path.field("valueFrom");
-    let mut sources = 0;
-    for source in ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"] {
-        let (value, path) = (&from[source], path.field(source));
-        if value.is_null() {
-            continue;
-        }
-        sources += 1;
-        match source {
-            "fieldRef" => field_ref(value, ENV_FIELDS, path, errors),
-            "resourceFieldRef" => resource_field_ref(value, path, errors),
-            "fileKeyRef" => {
-                required(value, "volumeName", path, errors);
-                required(value, "path", path, errors);
-                required(value, "key", path, errors);
-            }
-            _ => key_ref(value, path, errors),
-        }
-    }
-    let detail = match sources {
-        0 => "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
-        _ if !var.str_at(&["value"]).is_empty() => "may not be specified when `value` is not empty",
-        1 => return,
-        _ => "may not have more than one field specified at a time",
-    };
-    errors.push(FieldError::invalid(path, "", detail));
-}
-
-/// A key in a config map or secret.
-fn key_ref(reference: &Value, path: Path<'_>, errors: &mut Errors) {
-    if let Some(name) = required(reference, "name", path, errors) {
-        complain(is_dns1123_subdomain(name), name, path.field("name"), errors);
-    }
-    if let Some(key) = required(reference, "key", path, errors) {
-        complain(is_config_map_key(key), key, path.field("key"), errors);
-    }
-}
-
-/// Fields of the pod that variables can show.
-const ENV_FIELDS: &[&str] = &[
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-/// Fields of the pod that files can show.
-pub const VOLUME_FIELDS: &[&str] =
-    &["metadata.name", "metadata.namespace", "metadata.labels", "metadata.annotations", "metadata.uid"];
-
-/// A field of the pod, or one label or annotation by its key.
-pub fn field_ref(reference: &Value, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
-    required(reference, "apiVersion", path, errors);
-    let Some(field) = required(reference, "fieldPath", path, errors) else { return };
-    let path = path.field("fieldPath");
-    if let Some((map, key)) = field.strip_suffix("']").and_then(|rest| rest.split_once("['")) {
-        match map {
-            "metadata.annotations" => complain(is_qualified_name(&key.to_lowercase()), key, path, errors),
-            "metadata.labels" => complain(is_qualified_name(key), key, path, errors),
-            _ => errors.push(FieldError::invalid(path, map, "does not support subscript")),
-        }
-    } else if !DOWNWARD_FIELDS.contains(&field) {
-        let detail = format!("error converting fieldPath: field label not supported: {field}");
-        errors.push(FieldError::invalid(path, field, detail));
-    } else if !allowed.contains(&field) {
-        errors.push(FieldError::not_supported(path, field, allowed));
-    }
-}
-
-/// Fields of a pod that have names in the downward API at all.
-const DOWNWARD_FIELDS: &[&str] = &[
-    "metadata.annotations",
-    "metadata.labels",
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.restartPolicy",
-    "spec.schedulerName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.phase",
-    "status.podIP",
-    "status.podIPs",
-];
-
-/// A limit or request of a container.
-pub fn resource_field_ref(reference: &Value, path: Path<'_>, errors: &mut Errors) {
-    const RESOURCES: &[&str] = &[
-        "limits.cpu",
-        "limits.ephemeral-storage",
-        "limits.memory",
-        "requests.cpu",
-        "requests.ephemeral-storage",
-        "requests.memory",
-    ];
-    if let Some(resource) = required(reference, "resource", path, errors) {
-        let huge = resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
-        if !RESOURCES.contains(&resource) && !huge {
-            errors.push(FieldError::not_supported(path.field("resource"), resource, RESOURCES));
-        }
-    }
-}
-
-fn env_from(source: &Value, path: Path<'_>, errors: &mut Errors) {
-    let prefix = source.str_at(&["prefix"]);
-    if !prefix.is_empty() {
-        env_name(prefix, path.field("prefix"), errors);
-    }
-    let mut sources = 0;
-    for kind in ["configMapRef", "secretRef"] {
-        if !source[kind].is_null() {
-            sources += 1;
-            if let Some(name) = required(&source[kind], "name", path.field(kind), errors) {
-                let path = path.field(kind);
-                complain(is_dns1123_subdomain(name), name, path.field("name"), errors);
-            }
-        }
-    }
-    match sources {
-        0 => errors.push(FieldError::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
-        1 => {}
-        _ => errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time")),
-    }
-}
-
-/// Mounts can be read-only all the way down only when they are read-only and nobody looks through them.
-fn recursive_read_only(mount: &Value, path: Path<'_>, errors: &mut Errors) {
-    let Some(mode) = mount["recursiveReadOnly"].as_str() else { return };
-    let path = path.field("recursiveReadOnly");
-    match mode {
-        "Disabled" => {}
-        "Enabled" | "IfPossible" => {
-            if mount["readOnly"] != true {
-                errors.push(FieldError::forbidden(path, "may only be specified when readOnly is true"));
-            }
-            if !mount["mountPropagation"].is_null() && mount["mountPropagation"] != "None" {
-                let detail = "may only be specified when mountPropagation is None or not specified";
-                errors.push(FieldError::forbidden(path, detail));
-            }
-        }
-        other => errors.push(FieldError::not_supported(path, other, &["Disabled", "Enabled", "IfPossible"])),
-    }
-}
-
-fn mounts(container: &Value, pod: PodFacts<'_>, path: Path<'_>, errors: &mut Errors) {
-    let (list, list_path) = (container.list_at(&["volumeMounts"]), path.field("volumeMounts"));
-    let mut seen = Vec::new();
-    for (index, mount) in list.iter().enumerate() {
-        let path = list_path.index(index);
-        let name = mount.str_at(&["name"]);
-        required(mount, "name", path, errors);
-        if !pod.volumes.contains(&name) {
-            errors.push(FieldError::not_found(path.field("name"), name));
-        }
-        required(mount, "mountPath", path, errors);
-        let target = mount.str_at(&["mountPath"]);
-        if seen.contains(&target) {
-            errors.push(FieldError::invalid(path.field("mountPath"), target, "must be unique"));
-        }
-        seen.push(target);
-        let (plain, expression) = (mount.str_at(&["subPath"]), mount.str_at(&["subPathExpr"]));
-        if !plain.is_empty() && !expression.is_empty() {
-            let detail = "subPathExpr and subPath are mutually exclusive";
-            errors.push(FieldError::invalid(path.field("subPathExpr"), expression, detail));
-        }
-        local_path(plain, list_path.field("subPath"), errors);
-        local_path(expression, list_path.field("subPathExpr"), errors);
-        let propagation = ["Bidirectional", "HostToContainer", "None"];
-        one_of_given(mount, "mountPropagation", &propagation, list_path, errors);
-        recursive_read_only(mount, list_path, errors);
-        if mount["mountPropagation"] == "Bidirectional" && container["securityContext"]["privileged"] != true {
-            let detail = "Bidirectional mount propagation is available only to privileged containers";
-            errors.push(FieldError::forbidden(list_path.field("mountPropagation"), detail));
-        }
-    }
-    each(container, "volumeDevices", path, errors, |device, path, errors| {
-        required(device, "devicePath", path, errors);
-        if let Some(name) = required(device, "name", path, errors)
-            && !pod.volumes.contains(&name)
-        {
-            errors.push(FieldError::not_found(path.field("name"), name));
-        }
-    });
-}
-
-/// A relative path that does not leave where it starts.
-pub fn local_path(text: &str, path: Path<'_>, errors: &mut Errors) {
-    if text.starts_with('/') {
-        errors.push(FieldError::invalid(path, text, "must be a relative path"));
-    }
-    no_back_steps(text, path, errors);
-}
-
-/// A path without `..`.
-pub fn no_back_steps(text: &str, path: Path<'_>, errors: &mut Errors) {
-    if text.split('/').any(|part| part == "..") {
-        errors.push(FieldError::invalid(path, text, "must not contain '..'"));
-    }
-}
-
-/// The resources that containers may have without a prefix.
-const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
-/// What else has a name without a prefix, but is nothing that containers use.
-const STANDARD_ELSEWHERE: [&str; 17] = [
-    "configmaps",
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-    "requests.storage",
-    "resourcequotas",
-    "secrets",
-    "services",
-    "services.loadbalancers",
-    "services.nodeports",
-    "storage",
-];
-
-pub fn resource_name(name: &str, path: Path<'_>, errors: &mut Errors) {
-    let messages = is_qualified_name(name);
-    let malformed = !messages.is_empty();
-    complain(messages, name, path, errors);
-    let is_standard = STANDARD.contains(&name) || name.starts_with("hugepages-");
-    if !name.contains('/') {
-        let is_elsewhere = STANDARD_ELSEWHERE.contains(&name) || name.starts_with("requests.hugepages-");
-        if !malformed && !is_standard && !is_elsewhere {
-            errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
-        }
-        if !is_standard {
-            errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
-        }
-    } else if !name.contains("kubernetes.io/")
-        && (name.starts_with("requests.") || !is_qualified_name(&format!("requests.{name}")).is_empty())
-    {
-        errors.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
-    }
-}
-
-/// Whether pods may be promised more of it than there is.
-fn overcommits(name: &str) -> bool {
-    STANDARD.contains(&name)
-}
-
-/// Limits and requests fit each other.
-pub fn resources(requirements: &Value, path: Path<'_>, errors: &mut Errors) {
-    let (limits_path, requests_path) = (path.field("limits"), path.field("requests"));
-    for (name, amount) in requirements["limits"].as_object().into_iter().flatten() {
-        resource_name(name, limits_path.key(name), errors);
-        quantity_value(name, amount, limits_path.key(name), errors);
-    }
-    for (name, amount) in requirements["requests"].as_object().into_iter().flatten() {
-        resource_name(name, requests_path.key(name), errors);
-        quantity_value(name, amount, requests_path.key(name), errors);
-        let Some(request) = quantity(amount) else { continue };
-        match quantity(&requirements["limits"][name]) {
-            Some(limit) if request != limit && !overcommits(name) => {
-                let detail = format!("must be equal to {name} limit of {limit}");
-                errors.push(FieldError::invalid(requests_path, request.to_string(), detail));
-            }
-            Some(limit) if request > limit => {
-                let detail = format!("must be less than or equal to {name} limit of {limit}");
-                errors.push(FieldError::invalid(requests_path, request.to_string(), detail));
-            }
-            None if !overcommits(name) => {
-                errors.push(FieldError::required(limits_path, "Limit must be set for non overcommitable resources"));
-            }
-            _ => {}
-        }
-    }
-}
-
-/// A quantity that is not negative, and whole where halves make no sense.
-pub fn quantity_value(name: &str, value: &Value, path: Path<'_>, errors: &mut Errors) {
-    let Some(amount) = quantity(value) else { return };
-    if amount < Quantity::ZERO {
-        errors.push(FieldError::invalid(path, amount.to_string(), IS_NEGATIVE));
-    }
-    let counted = [
-        "pods",
-        "services",
-        "secrets",
-        "configmaps",
-        "resourcequotas",
-        "replicationcontrollers",
-        "persistentvolumeclaims",
-    ];
-    let extended = name.contains('/') && !name.starts_with("kubernetes.io/") && !name.starts_with("requests.");
-    if (counted.contains(&name) || name.starts_with("count/") || extended) && amount.milli_value() % 1000 != 0 {
-        errors.push(FieldError::invalid(path, value.clone(), "must be an integer"));
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Errors, Path, complain, required};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
-use crate::registry::validation::container::quantity_value;
+use crate::registry::validation::requirements::quantity_value;
 
 /// How much data a secret or config map may hold: 1 MiB.
 const MAX_DATA: usize = 1024 * 1024;

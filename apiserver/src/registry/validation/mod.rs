@@ -14,16 +14,23 @@ pub mod coordination;
 pub mod core;
 pub mod custom_schema;
 pub mod discovery;
+pub mod env;
 pub mod event;
 pub mod flowcontrol;
 pub mod go_versions;
 pub mod job_policies;
 pub mod job_status;
+pub mod mounts;
 pub mod networking;
+pub mod persistent_volume;
+pub mod placement;
 pub mod pod;
+pub mod pod_status;
 pub mod pod_update;
 pub mod policy;
+pub mod projected;
 pub mod rbac;
+pub mod requirements;
 pub mod scheduling;
 pub mod security;
 pub mod service;
@@ -34,6 +41,7 @@ pub mod volume;
 pub mod volume_sources;
 pub mod warnings;
 pub mod webhooks;
+pub mod windows;
 
 use std::fmt;
 
@@ -127,13 +135,6 @@ pub fn one_of(obj: &Value, field: &str, allowed: &[&str], path: Path<'_>, errors
 pub fn one_of_given(obj: &Value, field: &str, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
     if let Some(text) = obj[field].as_str().filter(|text| !allowed.contains(text)) {
         errors.push(FieldError::not_supported(path.field(field), text, allowed));
-    }
-}
-
-/// A text that, when it is there, is one of these, complained about at a path of its own.
-pub fn one_of_at(value: &Value, allowed: &[&str], path: Path<'_>, errors: &mut Errors) {
-    if let Some(text) = value.as_str().filter(|text| !text.is_empty() && !allowed.contains(text)) {
-        errors.push(FieldError::not_supported(path, text, allowed));
     }
 }
 

@@ -1,15 +1,20 @@
 //! Rules for pods and pod templates.
 
-use apimachinery::meta::validation::{is_dns1123_label, is_qualified_name, is_valid_ip, is_valid_label_value};
+use apimachinery::meta::validation::{
+    is_dns1123_label, is_dns1123_subdomain, is_dns1123_subdomain_with_underscores, is_valid_ip,
+};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::container::{self, PodFacts, quantity_value, subdomain};
+use super::container::{self, PodFacts, subdomain};
 use super::{
-    Errors, Path, annotations, complain, dns_label, each, label_selector, labels, non_negative, one_of, one_of_at,
-    one_of_given, positive, required_one_of, security, volume,
+    Errors, Path, annotations, complain, dns_label, each, env, labels, non_negative, placement, required,
+    required_one_of, requirements, security, volume, windows,
 };
+use crate::registry::defaults::pod::CONTAINER_LISTS;
 use crate::registry::object::ObjectExt;
+
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod that is to be created.
 pub fn create(obj: &Value) -> Errors {
@@ -23,25 +28,35 @@ pub fn create(obj: &Value) -> Errors {
         let detail = "cannot be set until all schedulingGates have been cleared";
         errors.push(FieldError::forbidden("spec.nodeName", detail));
     }
+    security::app_armor_annotations_match(obj, &mut errors);
     errors
 }
 
 /// What holds for pods, whenever they are written, beyond what holds for templates.
 pub fn metadata_and_spec(obj: &Value, errors: &mut Errors) {
     let spec = &obj["spec"];
+    pod_annotations(obj, Path::METADATA.field("annotations"), errors);
     pod_spec(spec, Path::SPEC, errors);
+    volume::made_claims(obj, errors);
+    if obj.annotation(MIRROR).is_none() {
+        resource_claims(spec, Path::SPEC, errors);
+    } else {
+        let claims = spec.list_at(&["resourceClaims"]).iter();
+        errors.extend(claims.map(|_| FieldError::forbidden("", "static pods do not support resource claims")));
+    }
     if spec.str_at(&["serviceAccountName"]).is_empty() {
         tokens_without_account(spec, errors);
     }
     non_negative(spec, "terminationGracePeriodSeconds", Path::SPEC, errors);
     for list in ["containers", "initContainers"] {
-        each(spec, list, Path::SPEC, errors, |container, path, errors| {
-            let image = container.str_at(&["image"]);
-            if image.trim().len() != image.len() {
-                let detail = "must not have leading or trailing whitespace";
-                errors.push(FieldError::invalid(path.field("image"), image, detail));
-            }
-        });
+        each(spec, list, Path::SPEC, errors, trimmed_image);
+    }
+}
+
+pub fn trimmed_image(container: &Value, path: Path<'_>, errors: &mut Errors) {
+    let image = container.str_at(&["image"]);
+    if image.trim().len() != image.len() {
+        errors.push(FieldError::invalid(path.field("image"), image, "must not have leading or trailing whitespace"));
     }
 }
 
@@ -66,8 +81,10 @@ pub fn template(template: &Value, name: &str) -> Errors {
 pub fn template_at(template: &Value, path: Path<'_>, errors: &mut Errors) {
     labels(&template["metadata"]["labels"], path.field("labels"), errors);
     annotations(&template["metadata"]["annotations"], path.field("annotations"), errors);
+    pod_annotations(template, path.field("annotations"), errors);
     let spec_path = path.field("spec");
     pod_spec(&template["spec"], spec_path, errors);
+    resource_claims(&template["spec"], spec_path, errors);
     if !template["spec"].list_at(&["ephemeralContainers"]).is_empty() {
         let detail = "ephemeral containers not allowed in pod template";
         errors.push(FieldError::forbidden(spec_path.field("ephemeralContainers"), detail));
@@ -83,17 +100,18 @@ pub fn pod_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     containers(spec, facts, path, errors);
     init_containers(spec, facts, path, errors);
     ephemeral_containers(spec, facts, path, errors);
-    if spec["resources"].is_object() {
-        container::resources(&spec["resources"], path.field("resources"), errors);
-    }
+    requirements::of_pod(spec, path, errors);
     host_network(spec, path, errors);
     required_one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], path, errors);
     required_one_of(spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], path, errors);
     labels(&spec["nodeSelector"], path.field("nodeSelector"), errors);
     security::pod(spec, path, errors);
     dns_config(spec, path, errors);
-    scheduling(spec, path, errors);
+    placement::placement(spec, path, errors);
+    windows::host_process(spec, path, errors);
     names(spec, path, errors);
+    host_users(spec, path, errors);
+    hostname_override(spec, path, errors);
     if let Some(seconds) = spec["activeDeadlineSeconds"].as_i64().filter(|s| !(1..=i64::from(i32::MAX)).contains(s)) {
         let detail = "must be between 1 and 2147483647, inclusive";
         errors.push(FieldError::invalid(path.field("activeDeadlineSeconds"), seconds, detail));
@@ -103,14 +121,81 @@ pub fn pod_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
         complain(is_valid_ip(ip), ip, path.field("ip"), errors);
         let list = path.field("hostnames");
         for (index, name) in alias.list_at(&["hostnames"]).iter().enumerate() {
-            subdomain(name.as_str().unwrap_or_default(), list.index(index), errors);
+            let name = name.as_str().unwrap_or_default();
+            complain(is_dns1123_subdomain(name), name, list.index(index), errors);
         }
     });
-    let overhead = path.field("overhead");
-    for (name, amount) in spec["overhead"].as_object().into_iter().flatten() {
-        quantity_value(name, amount, overhead.key(name), errors);
+    if !spec["overhead"].is_null() {
+        let limits = serde_json::json!({"limits": spec["overhead"]});
+        requirements::resources(&limits, &[], path.field("overhead"), errors);
     }
-    one_of_at(&spec["os"]["name"], &["linux", "windows"], path.field("os"), errors);
+    operating_system(spec, path, errors);
+    for list in CONTAINER_LISTS {
+        each(spec, list, path, errors, |container, path, errors| {
+            env::file_key_volumes(container, spec, path, errors);
+        });
+    }
+}
+
+/// The system that the pod is for, and nothing that belongs to the other.
+fn operating_system(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    if spec["os"].is_null() {
+        return;
+    }
+    match spec.str_at(&["os", "name"]) {
+        "linux" => windows::none(spec, path, errors),
+        "windows" => windows::only(spec, path, errors),
+        "" => errors.push(FieldError::required(path.field("os").field("name"), "")),
+        other => errors.push(FieldError::not_supported(path.field("os"), other, &["linux", "windows"])),
+    }
+}
+
+/// Annotations that mean something to pods.
+fn pod_annotations(obj: &Value, path: Path<'_>, errors: &mut Errors) {
+    const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+    if let Some(value) = obj.annotation(MIRROR).filter(|_| obj.str_at(&["spec", "nodeName"]).is_empty()) {
+        let detail = "must set spec.nodeName if mirror pod annotation is set";
+        errors.push(FieldError::invalid(path.key(MIRROR), value, detail));
+    }
+    if let Some(value) = obj.annotation(DELETION_COST) {
+        let plain =
+            value.parse::<i32>().is_ok() && !value.starts_with('+') && (value == "0" || !value.starts_with('0'));
+        if !plain {
+            errors.push(FieldError::invalid(path.key(DELETION_COST), value, "must be a 32bit integer"));
+        }
+    }
+    security::annotations(obj, path, errors);
+}
+
+/// The claims of devices of a pod: made for it from a template, or there already.
+fn resource_claims(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    const SOURCES: [&str; 2] = ["resourceClaimName", "resourceClaimTemplateName"];
+    let mut names: Vec<&str> = Vec::new();
+    let list = path.field("resourceClaims");
+    for (index, claim) in spec.list_at(&["resourceClaims"]).iter().enumerate() {
+        let path = list.index(index);
+        if let Some(name) = required(claim, "name", path, errors) {
+            if names.contains(&name) {
+                errors.push(FieldError::duplicate(path.field("name"), name));
+            } else {
+                complain(is_dns1123_label(name), name, path.field("name"), errors);
+                names.push(name);
+            }
+        }
+        let detail = match SOURCES.iter().filter(|source| !claim[**source].is_null()).count() {
+            0 => "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            1 => "",
+            _ => "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+        };
+        if !detail.is_empty() {
+            errors.push(FieldError::invalid(path, claim.clone(), detail));
+        }
+        for source in SOURCES {
+            if let Some(name) = claim[source].as_str() {
+                complain(is_dns1123_subdomain(name), name, path.field(source), errors);
+            }
+        }
+    }
 }
 
 fn containers(spec: &Value, facts: PodFacts<'_>, path: Path<'_>, errors: &mut Errors) {
@@ -125,19 +210,21 @@ fn containers(spec: &Value, facts: PodFacts<'_>, path: Path<'_>, errors: &mut Er
         container::common(container, facts, path, errors);
         super::unique(&mut names, container.str_at(&["name"]), path.field("name"), errors);
         container::lifecycle(container, facts, path, errors);
-        one_of(container, "restartPolicy", &["Always", "Never", "OnFailure"], path, errors);
+        container::restarts(container, path, errors);
     }
     container::host_port_conflicts(list, path, errors);
 }
 
 fn init_containers(spec: &Value, facts: PodFacts<'_>, path: Path<'_>, errors: &mut Errors) {
     let mut names: Vec<&str> = spec.list_at(&["containers"]).iter().map(|c| c.str_at(&["name"])).collect();
-    let path = path.field("initContainers");
+    let list = path.field("initContainers");
     for (index, container) in spec.list_at(&["initContainers"]).iter().enumerate() {
-        let path = path.index(index);
+        let path = list.index(index);
         container::common(container, facts, path, errors);
         super::unique(&mut names, container.str_at(&["name"]), path.field("name"), errors);
-        one_of(container, "restartPolicy", &["Always", "Never", "OnFailure"], path, errors);
+        container::restarts(container, path, errors);
+        // They run one by one, and each is looked at as if it were the only one.
+        container::host_port_conflicts(std::slice::from_ref(container), list, errors);
         if container["restartPolicy"] == "Always" {
             container::lifecycle(container, facts, path, errors);
             continue;
@@ -148,6 +235,12 @@ fn init_containers(spec: &Value, facts: PodFacts<'_>, path: Path<'_>, errors: &m
                 errors.push(FieldError::forbidden(path.field(field), detail));
             }
         }
+        each(container, "resizePolicy", path, errors, |item, path, errors| {
+            if item["restartPolicy"] == "RestartContainer" {
+                let detail = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+                errors.push(FieldError::invalid(path.field("restartPolicy"), "RestartContainer", detail));
+            }
+        });
     }
 }
 
@@ -189,48 +282,58 @@ fn host_network(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     if spec["hostNetwork"] != true {
         return;
     }
-    for list in ["containers", "initContainers"] {
-        let path = path.field(list);
-        for (index, container) in spec.list_at(&[list]).iter().enumerate() {
-            let path = path.index(index);
-            each(container, "ports", path, errors, |port, path, errors| {
-                if port["hostPort"]
-                    .as_i64()
-                    .is_some_and(|host| host != 0 && Some(host) != port["containerPort"].as_i64())
-                {
-                    let detail = "must match `containerPort` when `hostNetwork` is true";
-                    errors.push(FieldError::invalid(path.field("hostPort"), port["hostPort"].clone(), detail));
-                }
-            });
-        }
-    }
+    each(spec, "containers", path, errors, |container, path, errors| {
+        each(container, "ports", path, errors, |port, path, errors| {
+            let number = |field: &str| port[field].as_i64().unwrap_or(0);
+            if number("hostPort") != 0 && number("hostPort") != number("containerPort") {
+                let detail = "must match `containerPort` when `hostNetwork` is true";
+                errors.push(FieldError::invalid(path.field("hostPort"), number("hostPort"), detail));
+            }
+        });
+    });
 }
 
 fn dns_config(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     const SERVERS: usize = 3;
     const SEARCHES: usize = 32;
+    const SEARCH_LETTERS: usize = 2048;
     let (config, path) = (&spec["dnsConfig"], path.field("dnsConfig"));
     let servers = config.list_at(&["nameservers"]);
+    let servers_path = path.field("nameservers");
     if spec["dnsPolicy"] == "None" {
         if config.is_null() {
             errors.push(FieldError::required(path, "must provide `dnsConfig` when `dnsPolicy` is None"));
-        } else if servers.is_empty() {
+            return;
+        }
+        if servers.is_empty() {
             let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-            errors.push(FieldError::required(path.field("nameservers"), detail));
+            errors.push(FieldError::required(servers_path, detail));
+            return;
         }
     }
     if servers.len() > SERVERS {
         let detail = format!("must not have more than {SERVERS} nameservers");
-        errors.push(FieldError::invalid(path.field("nameservers"), config["nameservers"].clone(), detail));
+        errors.push(FieldError::invalid(servers_path, config["nameservers"].clone(), detail));
     }
     for (index, server) in servers.iter().enumerate() {
-        let list = path.field("nameservers");
         let text = server.as_str().unwrap_or_default();
-        complain(is_valid_ip(text), text, list.index(index), errors);
+        complain(is_valid_ip(text), text, servers_path.index(index), errors);
     }
-    if config.list_at(&["searches"]).len() > SEARCHES {
-        let detail = format!("must not have more than {SEARCHES} search paths");
-        errors.push(FieldError::invalid(path.field("searches"), config["searches"].clone(), detail));
+    let searches: Vec<&str> = config.list_at(&["searches"]).iter().filter_map(Value::as_str).collect();
+    let list = path.field("searches");
+    let too_much = [
+        (searches.len() > SEARCHES, format!("must not have more than {SEARCHES} search paths")),
+        (
+            searches.join(" ").len() > SEARCH_LETTERS,
+            format!("must not have more than {SEARCH_LETTERS} characters (including spaces) in the search list"),
+        ),
+    ];
+    for (_, detail) in too_much.into_iter().filter(|(is, _)| *is) {
+        errors.push(FieldError::invalid(list, config["searches"].clone(), detail));
+    }
+    for (index, search) in searches.into_iter().enumerate().filter(|(_, search)| *search != ".") {
+        let search = search.strip_suffix('.').unwrap_or(search);
+        complain(is_dns1123_subdomain_with_underscores(search), search, list.index(index), errors);
     }
     each(config, "options", path, errors, |option, path, errors| {
         if option.str_at(&["name"]).is_empty() {
@@ -239,203 +342,63 @@ fn dns_config(spec: &Value, path: Path<'_>, errors: &mut Errors) {
     });
 }
 
-/// Everything that decides where a pod goes.
-fn scheduling(spec: &Value, path: Path<'_>, errors: &mut Errors) {
-    affinity(&spec["affinity"], path.field("affinity"), errors);
-    each(spec, "readinessGates", path, errors, |gate, path, errors| {
-        let kind = gate.str_at(&["conditionType"]);
-        complain(is_qualified_name(kind), kind, path.field("conditionType"), errors);
-    });
-    let gates = path.field("schedulingGates");
-    let mut seen = Vec::new();
-    for (index, gate) in spec.list_at(&["schedulingGates"]).iter().enumerate() {
-        let name = gate.str_at(&["name"]);
-        complain(is_qualified_name(name), name, gates.index(index), errors);
-        super::unique(&mut seen, name, gates.index(index), errors);
+/// Names of other things.
+fn names(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    for field in ["serviceAccountName", "nodeName", "priorityClassName"] {
+        subdomain(spec.str_at(&[field]), path.field(field), errors);
     }
-    each(spec, "topologySpreadConstraints", path, errors, |constraint, path, errors| {
-        if constraint["maxSkew"].as_i64().unwrap_or(0) <= 0 {
-            let skew = constraint["maxSkew"].clone();
-            errors.push(FieldError::invalid(path.field("maxSkew"), skew, "must be greater than zero"));
-        }
-        if constraint.str_at(&["topologyKey"]).is_empty() {
-            errors.push(FieldError::required(path.field("topologyKey"), "can not be empty"));
-        }
-        let choices = ["DoNotSchedule", "ScheduleAnyway"];
-        let choice = constraint.str_at(&["whenUnsatisfiable"]);
-        if !choices.contains(&choice) {
-            errors.push(FieldError::not_supported(path.field("whenUnsatisfiable"), choice, &choices));
-        }
-        positive(constraint, "minDomains", path, errors);
-        one_of_given(constraint, "nodeAffinityPolicy", &["Honor", "Ignore"], path, errors);
-        one_of_given(constraint, "nodeTaintsPolicy", &["Honor", "Ignore"], path, errors);
-        match_label_keys(constraint, path, errors);
-        label_selector(&constraint["labelSelector"], path.field("labelSelector"), errors);
-    });
-    each(spec, "tolerations", path, errors, toleration);
-}
-
-/// Labels whose values are the pod's own: only beside a selector, and not of a label that it names already.
-fn match_label_keys(constraint: &Value, path: Path<'_>, errors: &mut Errors) {
-    let list = path.field("matchLabelKeys");
-    let keys = constraint.list_at(&["matchLabelKeys"]);
-    if !keys.is_empty() && constraint["labelSelector"].is_null() {
-        errors.push(FieldError::forbidden(list, "must not be specified when labelSelector is not set"));
+    if let Some(class) = spec["runtimeClassName"].as_str() {
+        complain(is_dns1123_subdomain(class), class, path.field("runtimeClassName"), errors);
     }
-    for (index, key) in keys.iter().enumerate() {
-        let key = key.as_str().unwrap_or_default();
-        complain(is_qualified_name(key), key, list.index(index), errors);
-        if !constraint["labelSelector"]["matchLabels"][key].is_null() {
-            let detail = "exists in both matchLabelKeys and labelSelector";
-            errors.push(FieldError::invalid(path.index(index), key, detail));
-        }
+    // The older name of the field, which goes on to be filled in.
+    let (account, older) = (spec.str_at(&["serviceAccountName"]), spec.str_at(&["serviceAccount"]));
+    if older != account {
+        let detail = format!("must be the same as serviceAccountName: {account:?}");
+        errors.push(FieldError::invalid(path.field("deprecatedServiceAccount"), older, detail));
+    }
+    dns_label(spec, "hostname", path, errors);
+    dns_label(spec, "subdomain", path, errors);
+    if !spec["preemptionPolicy"].is_null() {
+        required_one_of(spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"], path, errors);
     }
 }
 
-pub fn toleration(toleration: &Value, path: Path<'_>, errors: &mut Errors) {
-    let (key, operator, value) =
-        (toleration.str_at(&["key"]), toleration.str_at(&["operator"]), toleration.str_at(&["value"]));
-    if !key.is_empty() {
-        complain(is_qualified_name(key), key, path.field("key"), errors);
-    } else if operator != "Exists" {
-        let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
-        errors.push(FieldError::invalid(path.field("operator"), operator, detail));
+/// Users of their own are for pods that share little with the node.
+fn host_users(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    const DETAIL: &str = "when `hostUsers` is false";
+    if spec["hostUsers"] != false {
+        return;
     }
-    if !toleration["tolerationSeconds"].is_null() && toleration["effect"] != "NoExecute" {
-        let detail = "effect must be 'NoExecute' when `tolerationSeconds` is set";
-        errors.push(FieldError::invalid(path.field("effect"), toleration.str_at(&["effect"]), detail));
+    if spec["hostNetwork"] == true {
+        errors.push(FieldError::forbidden(path.field("hostNetwork"), DETAIL));
     }
-    match operator {
-        "Equal" | "" => {
-            let messages = is_valid_label_value(value);
-            if !messages.is_empty() {
-                errors.push(FieldError::invalid(path.field("operator"), value, messages.join(";")));
+    for (field, shown) in [("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+        if spec[field] == true {
+            errors.push(FieldError::forbidden(path.field(shown), DETAIL));
+        }
+    }
+    for list in CONTAINER_LISTS {
+        each(spec, list, path, errors, |container, path, errors| {
+            if !container.list_at(&["volumeDevices"]).is_empty() {
+                errors.push(FieldError::forbidden(path.field("volumeDevices"), DETAIL));
             }
-        }
-        "Exists" if !value.is_empty() => {
-            errors.push(FieldError::invalid(
-                path.field("operator"),
-                value,
-                "value must be empty when `operator` is 'Exists'",
-            ));
-        }
-        "Exists" => {}
-        other => errors.push(FieldError::not_supported(path.field("operator"), other, &["Equal", "Exists"])),
-    }
-    one_of(toleration, "effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"], path, errors);
-}
-
-fn affinity(affinity: &Value, path: Path<'_>, errors: &mut Errors) {
-    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
-    const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
-    let node = &affinity["nodeAffinity"];
-    let node_path = path.field("nodeAffinity");
-    if node[REQUIRED].is_object() {
-        node_selector(&node[REQUIRED], node_path.field(REQUIRED), errors);
-    }
-    each(node, PREFERRED, node_path, errors, |preferred, path, errors| {
-        weight(preferred, path, errors);
-        node_selector_term(&preferred["preference"], path.field("preference"), errors);
-    });
-    for side in ["podAffinity", "podAntiAffinity"] {
-        let (value, path) = (&affinity[side], path.field(side));
-        each(value, REQUIRED, path, errors, pod_affinity_term);
-        each(value, PREFERRED, path, errors, |preferred, path, errors| {
-            weight(preferred, path, errors);
-            pod_affinity_term(&preferred["podAffinityTerm"], path.field("podAffinityTerm"), errors);
         });
     }
 }
 
-fn weight(preferred: &Value, path: Path<'_>, errors: &mut Errors) {
-    let weight = preferred["weight"].as_i64().unwrap_or(0);
-    if !(1..=100).contains(&weight) {
-        errors.push(FieldError::invalid(path.field("weight"), weight, "must be in the range 1-100"));
-    }
-}
-
-fn pod_affinity_term(term: &Value, path: Path<'_>, errors: &mut Errors) {
-    label_selector(&term["labelSelector"], path.field("labelSelector"), errors);
-    label_selector(&term["namespaceSelector"], path.field("namespaceSelector"), errors);
-    // The path without its last letter is upstream's.
-    let list = path.field("namespace");
-    for name in term.list_at(&["namespaces"]) {
-        let text = name.as_str().unwrap_or_default();
-        complain(is_dns1123_label(text), text, list, errors);
-    }
-    let key = term.str_at(&["topologyKey"]);
-    if key.is_empty() {
-        errors.push(FieldError::required(path.field("topologyKey"), "can not be empty"));
-    }
-    complain(is_qualified_name(key), key, path.field("topologyKey"), errors);
-}
-
-/// A `NodeSelector` object.
-pub fn node_selector(selector: &Value, path: Path<'_>, errors: &mut Errors) {
-    let terms = path.field("nodeSelectorTerms");
-    if selector.list_at(&["nodeSelectorTerms"]).is_empty() {
-        errors.push(FieldError::required(terms, "must have at least one node selector term"));
-    }
-    each(selector, "nodeSelectorTerms", path, errors, node_selector_term);
-}
-
-fn node_selector_term(term: &Value, path: Path<'_>, errors: &mut Errors) {
-    each(term, "matchExpressions", path, errors, |requirement, path, errors| {
-        let values = requirement.list_at(&["values"]);
-        let operator = requirement.str_at(&["operator"]);
-        match operator {
-            "In" | "NotIn" if values.is_empty() => {
-                let detail = "must be specified when `operator` is 'In' or 'NotIn'";
-                errors.push(FieldError::required(path.field("values"), detail));
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errors.push(FieldError::forbidden(path.field("values"), detail));
-            }
-            "Gt" | "Lt" if values.len() != 1 => {
-                let detail = "must be specified single value when `operator` is 'Lt' or 'Gt'";
-                errors.push(FieldError::required(path.field("values"), detail));
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            other => errors.push(FieldError::invalid(path.field("operator"), other, "not a valid selector operator")),
-        }
-        let key = requirement.str_at(&["key"]);
-        complain(is_qualified_name(key), key, path.field("key"), errors);
-        let list = path.field("values");
-        for (index, value) in values.iter().enumerate() {
-            let text = value.as_str().unwrap_or_default();
-            complain(is_valid_label_value(text), text, list.index(index), errors);
-        }
-    });
-    each(term, "matchFields", path, errors, |requirement, path, errors| {
-        let (key, operator) = (requirement.str_at(&["key"]), requirement.str_at(&["operator"]));
-        if !matches!(operator, "In" | "NotIn") {
-            errors.push(FieldError::invalid(path.field("operator"), operator, "not a valid selector operator"));
-        } else if requirement.list_at(&["values"]).len() != 1 {
-            let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
-            errors.push(FieldError::required(path.field("values"), detail));
-        }
-        if key != "metadata.name" {
-            errors.push(FieldError::invalid(path.field("key"), key, "not a valid field selector key"));
-        }
-    });
-}
-
-/// Names of other things.
-fn names(spec: &Value, path: Path<'_>, errors: &mut Errors) {
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
-        subdomain(spec.str_at(&[field]), path.field(field), errors);
-    }
-    dns_label(spec, "hostname", path, errors);
-    dns_label(spec, "subdomain", path, errors);
-    one_of(spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"], path, errors);
-    if spec["hostUsers"] == false {
-        for (field, shown) in [("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
-            if spec[field] == true {
-                errors.push(FieldError::forbidden(path.field(shown), "when `hostUsers` is false"));
-            }
+fn hostname_override(spec: &Value, path: Path<'_>, errors: &mut Errors) {
+    const LONGEST: usize = 64;
+    let Some(name) = spec["hostnameOverride"].as_str() else { return };
+    let path = path.field("hostnameOverride");
+    for field in ["setHostnameAsFQDN", "hostNetwork"] {
+        if spec[field] == true {
+            errors.push(FieldError::forbidden(path, format!("may not be specified when {field} is true")));
         }
     }
+    if name.len() > LONGEST {
+        errors.push(FieldError::too_long(path, LONGEST));
+    }
+    complain(is_dns1123_subdomain(name), name, path, errors);
 }
 
 #[cfg(test)]

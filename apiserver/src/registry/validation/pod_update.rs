@@ -1,13 +1,14 @@
 //! What may change in a pod that exists: images, deadlines, tolerations, gates; by its subresources also debug
-//! containers, resources and status.
+//! containers and resources. The status has a file of its own.
 
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::{Errors, Path, complain, pod};
+use super::{Errors, Path, each, pod, required};
 use crate::registry::common::same;
 use crate::registry::core::pod_prepare::qos_class;
 use crate::registry::object::ObjectExt;
+use crate::registry::strategy::keep;
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
                          `spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
@@ -16,6 +17,7 @@ const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].imag
 pub fn update(obj: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     pod::metadata_and_spec(obj, &mut errors);
+    annotations(obj, old, &mut errors);
     let (spec, stored) = (&obj["spec"], &old["spec"]);
     for list in ["containers", "initContainers"] {
         if spec.list_at(&[list]).len() != stored.list_at(&[list]).len() {
@@ -23,10 +25,49 @@ pub fn update(obj: &Value, old: &Value) -> Errors {
             errors.push(FieldError::forbidden(Path::SPEC.field(list), detail));
             return errors;
         }
+        // Images are looked at once more, since they are what may change.
+        each(spec, list, Path::SPEC, &mut errors, |container, path, errors| {
+            required(container, "image", path, errors);
+            pod::trimmed_image(container, path, errors);
+        });
     }
-    deadline(spec, stored, &mut errors);
+    if !deadline(spec, stored, &mut errors) {
+        return errors;
+    }
     tolerations_only_added(spec, stored, &mut errors);
     gates_only_removed(spec, stored, &mut errors);
+    let munged = with_what_may_change(spec, stored, &mut errors);
+    if !same(&munged, stored) {
+        let detail =
+            format!("pod updates may not change fields other than {UPDATABLE}\n{}", difference(stored, &munged));
+        errors.push(FieldError::forbidden("spec", detail));
+    }
+    errors
+}
+
+/// Annotations that say what runs where stay as they are.
+pub fn annotations(obj: &Value, old: &Value, errors: &mut Errors) {
+    const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    let path = Path::METADATA.field("annotations");
+    let keys = |obj: &Value| obj.annotations().into_iter().flatten().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+    let what = |key: &str| match key {
+        MIRROR => Some("mirror pod annotation"),
+        key if key.starts_with(APP_ARMOR) => Some("AppArmor annotations"),
+        _ => None,
+    };
+    for key in keys(old).iter().filter(|key| obj.annotation(key) != old.annotation(key)) {
+        let told =
+            what(key).map(|what| FieldError::forbidden(path.key(key), format!("may not remove or update {what}")));
+        errors.extend(told);
+    }
+    for key in keys(obj).iter().filter(|key| old.annotation(key).is_none()) {
+        errors.extend(what(key).map(|what| FieldError::forbidden(path.key(key), format!("may not add {what}"))));
+    }
+}
+
+/// The spec with everything put back that may change.
+fn with_what_may_change(spec: &Value, stored: &Value, errors: &mut Errors) -> Value {
     let mut munged = spec.clone();
     for list in ["containers", "initContainers"] {
         let images: Vec<Value> = stored.list_at(&[list]).iter().map(|c| c["image"].clone()).collect();
@@ -34,20 +75,26 @@ pub fn update(obj: &Value, old: &Value) -> Errors {
             container.set(&["image"], image);
         }
     }
-    let mut free = vec!["activeDeadlineSeconds", "schedulingGates", "tolerations"];
+    for field in ["activeDeadlineSeconds", "schedulingGates", "tolerations"] {
+        keep(&mut munged, stored, field);
+    }
+    let grace = |spec: &Value| spec["terminationGracePeriodSeconds"].as_i64();
+    if grace(stored).is_some_and(|seconds| seconds < 0) && grace(spec) == Some(1) {
+        keep(&mut munged, stored, "terminationGracePeriodSeconds");
+    }
     if !stored.list_at(&["schedulingGates"]).is_empty() {
-        gated(spec, stored, &mut errors);
-        free.extend(["nodeSelector", "affinity"]);
+        gated(spec, stored, errors);
+        keep(&mut munged, stored, "nodeSelector");
+        let affinity = stored["affinity"]["nodeAffinity"].clone();
+        match (&affinity, munged["affinity"].is_object()) {
+            (Value::Null, true) => {
+                munged.remove_at(&["affinity", "nodeAffinity"]);
+            }
+            (Value::Null, false) => {}
+            _ => munged.set(&["affinity", "nodeAffinity"], affinity),
+        }
     }
-    for field in free {
-        crate::registry::strategy::keep(&mut munged, stored, field);
-    }
-    if !same(&munged, stored) {
-        let detail =
-            format!("pod updates may not change fields other than {UPDATABLE}\n{}", difference(stored, &munged));
-        errors.push(FieldError::forbidden("spec", detail));
-    }
-    errors
+    munged
 }
 
 /// The fields that differ, in the manner of a patch.
@@ -65,17 +112,24 @@ fn difference(old: &Value, new: &Value) -> String {
     lines.join("\n")
 }
 
-fn deadline(spec: &Value, stored: &Value, errors: &mut Errors) {
+/// Whether the other rules still matter.
+fn deadline(spec: &Value, stored: &Value, errors: &mut Errors) -> bool {
     const PATH: &str = "spec.activeDeadlineSeconds";
     match (spec["activeDeadlineSeconds"].as_i64(), stored["activeDeadlineSeconds"].as_i64()) {
+        (Some(new), _) if !(0..=i64::from(i32::MAX)).contains(&new) => {
+            errors.push(FieldError::invalid(PATH, new, "must be between 0 and 2147483647, inclusive"));
+            return false;
+        }
         (Some(new), Some(old)) if old < new => {
             errors.push(FieldError::invalid(PATH, new, "must be less than or equal to previous value"));
+            return false;
         }
         (None, Some(_)) => {
-            errors.push(FieldError::invalid(PATH, Value::Null, "must not update from a positive integer to nil value"));
+            errors.push(FieldError::invalid_null(PATH, "must not update from a positive integer to nil value"));
         }
         _ => {}
     }
+    true
 }
 
 fn tolerations_only_added(spec: &Value, stored: &Value, errors: &mut Errors) {
@@ -94,21 +148,52 @@ fn tolerations_only_added(spec: &Value, stored: &Value, errors: &mut Errors) {
 
 fn gates_only_removed(spec: &Value, stored: &Value, errors: &mut Errors) {
     let known = stored.list_at(&["schedulingGates"]);
-    let added = spec.list_at(&["schedulingGates"]).iter().filter(|gate| !known.contains(gate));
-    for gate in added {
-        let name = gate.str_at(&["name"]);
-        let detail = format!("only deletion is allowed, but found new scheduling gate '{name}'");
-        errors.push(FieldError::forbidden("spec.schedulingGates", detail));
-    }
+    each(spec, "schedulingGates", Path::SPEC, errors, |gate, path, errors| {
+        if !known.contains(gate) {
+            let detail =
+                format!("only deletion is allowed, but found new scheduling gate '{}'", gate.str_at(&["name"]));
+            errors.push(FieldError::forbidden(path.field("name"), detail));
+        }
+    });
 }
 
 /// While gates hold a pod back its placement may be narrowed.
 fn gated(spec: &Value, stored: &Value, errors: &mut Errors) {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
     let changed = stored["nodeSelector"].as_object().into_iter().flatten().any(|(k, v)| spec["nodeSelector"][k] != *v);
     if changed {
         let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
         errors.push(FieldError::invalid("spec.nodeSelector", spec["nodeSelector"].clone(), detail));
     }
+    let terms = |spec: &Value| spec["affinity"]["nodeAffinity"][REQUIRED]["nodeSelectorTerms"].clone();
+    let (new, old) = (terms(spec), terms(stored));
+    let path = Path::SPEC.field("affinity");
+    let (path, old) = (path.field("nodeAffinity"), old.as_array().cloned().unwrap_or_default());
+    let path = path.field(REQUIRED);
+    let path = path.field("nodeSelectorTerms");
+    let given = new.as_array().cloned().unwrap_or_default();
+    if !old.is_empty() && old.len() != given.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.push(FieldError::invalid(path, new, detail));
+        return;
+    }
+    for (index, (new, _)) in given.iter().zip(&old).enumerate().filter(|(_, (new, old))| !only_adds(new, old)) {
+        let detail = "only additions are allowed (no mutations or deletions)";
+        errors.push(FieldError::invalid(path.index(index), new.clone(), detail));
+    }
+}
+
+/// Whether a term asks for what the old one asked for, and perhaps for more; one that asked for nothing goes on so.
+fn only_adds(new: &Value, old: &Value) -> bool {
+    const LISTS: [&str; 2] = ["matchExpressions", "matchFields"];
+    let asks = |term: &Value| LISTS.iter().any(|list| !term.list_at(&[list]).is_empty());
+    if !asks(old) {
+        return !asks(new);
+    }
+    LISTS.iter().all(|list| {
+        let (new, old) = (new.list_at(&[list]), old.list_at(&[list]));
+        new.len() >= old.len() && new.iter().zip(old).all(|(new, old)| same(new, old))
+    })
 }
 
 pub fn ephemeral_containers(obj: &Value, old: &Value) -> Errors {
@@ -117,6 +202,7 @@ pub fn ephemeral_containers(obj: &Value, old: &Value) -> Errors {
     }
     let mut errors = Errors::new();
     pod::metadata_and_spec(obj, &mut errors);
+    annotations(obj, old, &mut errors);
     let new = obj.list_at(&["spec", "ephemeralContainers"]);
     for stored in old.list_at(&["spec", "ephemeralContainers"]) {
         let name = stored.str_at(&["name"]);
@@ -151,49 +237,6 @@ pub fn resize(obj: &Value, old: &Value) -> Errors {
         errors.push(FieldError::invalid("metadata", class, "Pod QOS Class may not change as a result of resizing"));
     }
     errors
-}
-
-pub fn status(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let (new, stored) = (&obj["status"], &old["status"]);
-    let nominated = new.str_at(&["nominatedNodeName"]);
-    if !nominated.is_empty() && nominated != stored.str_at(&["nominatedNodeName"]) {
-        let path = Path::STATUS.field("nominatedNodeName");
-        complain(apimachinery::meta::validation::is_dns1123_subdomain(nominated), nominated, path, &mut errors);
-        if !old.str_at(&["spec", "nodeName"]).is_empty() {
-            errors.push(FieldError::forbidden(path, "may not be set on pods that are already bound to a node"));
-        }
-    }
-    if !stored["qosClass"].is_null() && new["qosClass"] != stored["qosClass"] {
-        errors.push(FieldError::invalid("status.qosClass", new["qosClass"].clone(), super::IMMUTABLE));
-    }
-    for (index, ip) in new.list_at(&["podIPs"]).iter().enumerate() {
-        let path = Path::STATUS.field("podIPs");
-        let path = path.index(index);
-        let text = ip.str_at(&["ip"]);
-        complain(apimachinery::meta::validation::is_valid_ip(text), text, path, &mut errors);
-    }
-    restarts(obj, old, &mut errors);
-    errors
-}
-
-/// A container that ended and must not restart does not come back to life.
-fn restarts(obj: &Value, old: &Value, errors: &mut Errors) {
-    let policy = old.str_at(&["spec", "restartPolicy"]);
-    if policy == "Always" {
-        return;
-    }
-    let path = Path::STATUS.field("containerStatuses");
-    let stored = old.list_at(&["status", "containerStatuses"]);
-    for (index, status) in obj.list_at(&["status", "containerStatuses"]).iter().enumerate() {
-        let Some(before) = stored.iter().find(|s| s["name"] == status["name"]) else { continue };
-        let ended = &before["state"]["terminated"];
-        let final_end = ended.is_object() && (policy == "Never" || ended["exitCode"] == 0);
-        if final_end && !status["state"]["terminated"].is_object() {
-            let path = path.index(index);
-            errors.push(FieldError::forbidden(path.field("state"), "may not be transitioned to non-terminated state"));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use apimachinery::meta::validation::is_dns1123_label;
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::{Errors, IMMUTABLE, Path, complain, container, pod};
+use super::{Errors, IMMUTABLE, Path, complain, placement, requirements};
 use crate::registry::common::same;
 use crate::registry::object::ObjectExt;
 
@@ -73,12 +73,12 @@ pub fn runtime_class(obj: &Value) -> Errors {
         complain(is_dns1123_label(handler), handler, Path::Root("handler"), &mut errors);
     }
     let limits = serde_json::json!({"limits": obj["overhead"]["podFixed"]});
-    container::resources(&limits, Path::Root("overhead"), &mut errors);
+    requirements::resources(&limits, &[], Path::Root("overhead"), &mut errors);
     let path = Path::Root("scheduling");
     super::labels(&obj["scheduling"]["nodeSelector"], path.field("nodeSelector"), &mut errors);
     let mut seen: Vec<Value> = Vec::new();
     super::each(&obj["scheduling"], "tolerations", path, &mut errors, |toleration, path, errors| {
-        pod::toleration(toleration, path, errors);
+        placement::toleration(toleration, path, errors);
         let mut key = toleration.clone();
         key.remove_at(&["tolerationSeconds"]);
         if seen.iter().any(|known| same(known, &key)) {

@@ -1,218 +1,245 @@
-//! Rules for volumes, claims, storage classes and CSI objects.
+//! Rules for claims of storage.
 
+use apimachinery::meta::Quantity;
+use apimachinery::meta::validation::{is_dns1123_label, is_qualified_name};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-use super::container::quantity_value;
-use super::volume::host_path;
-use super::{Errors, Path, label_selector, one_of_given, pod, required, required_one_of};
+use super::container::subdomain;
+use super::{
+    Errors, IMMUTABLE, IS_NEGATIVE, Path, annotations, complain, label_selector, labels, one_of_given, required,
+};
 use crate::registry::common::{is_nothing, same};
 use crate::registry::core::pod_prepare::quantity;
 use crate::registry::object::ObjectExt;
+use crate::registry::strategy::keep;
 
 const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-/// Fields of a volume's spec that are no source of storage.
-const NO_SOURCE: [&str; 9] = [
-    "accessModes",
-    "capacity",
-    "claimRef",
-    "mountOptions",
-    "nodeAffinity",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "volumeMode",
-    "volumeAttributesClassName",
+pub const VOLUME_MODES: [&str; 2] = ["Block", "Filesystem"];
+/// What older manifests name the storage class with.
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+const RESIZE_STATES: [&str; 5] = [
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
 ];
 
-fn access_modes(spec: &Value, missing: &str, path: Path<'_>, errors: &mut Errors) {
+pub fn access_modes(spec: &Value, missing: &str, path: Path<'_>, errors: &mut Errors) {
     let list = path.field("accessModes");
-    let modes = spec.list_at(&["accessModes"]);
+    let modes: Vec<&str> = spec.list_at(&["accessModes"]).iter().filter_map(Value::as_str).collect();
     if modes.is_empty() {
         errors.push(FieldError::required(list, missing));
     }
-    for mode in modes {
-        let text = mode.as_str().unwrap_or_default();
-        if !ACCESS_MODES.contains(&text) {
-            errors.push(FieldError::not_supported(list, text, &ACCESS_MODES));
-        }
+    for mode in modes.iter().filter(|mode| !ACCESS_MODES.contains(mode)) {
+        errors.push(FieldError::not_supported(list, *mode, &ACCESS_MODES));
     }
-    if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
-        let detail = "may not use ReadWriteOncePod with other access modes";
-        errors.push(FieldError::forbidden(list, detail));
+    let alone = |mode: &&&str| **mode == "ReadWriteOncePod";
+    let others = modes.iter().any(|mode| !alone(&mode) && ACCESS_MODES.contains(mode));
+    if others && modes.iter().any(|mode| alone(&mode)) {
+        errors.push(FieldError::forbidden(list, "may not use ReadWriteOncePod with other access modes"));
     }
 }
 
-pub fn persistent_volume(obj: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let spec = &obj["spec"];
-    access_modes(spec, "", Path::SPEC, &mut errors);
-    let capacity = Path::SPEC.field("capacity");
-    let amounts = spec["capacity"].as_object();
-    if amounts.is_none_or(serde_json::Map::is_empty) {
-        errors.push(FieldError::required(capacity, ""));
+/// An amount that is not negative, in whole units.
+pub fn whole_amount(amount: &Value, path: Path<'_>, errors: &mut Errors) -> bool {
+    let negative = quantity(amount).map(|amount| amount.value()).filter(|value| *value < 0);
+    if let Some(value) = negative {
+        errors.push(FieldError::invalid(path, value, "must be a valid resource quantity"));
     }
-    if spec["capacity"]["storage"].is_null() || amounts.is_some_and(|a| a.len() > 1) {
-        let given = amounts.cloned().map_or(Value::Null, Value::Object);
-        errors.push(FieldError::not_supported(capacity, given, &["storage"]));
-    }
-    for (name, amount) in amounts.into_iter().flatten() {
-        quantity_value(name, amount, capacity.key(name), &mut errors);
-        if quantity(amount).is_some_and(|q| q.signum() <= 0) {
-            let path = capacity.key(name);
-            errors.push(FieldError::invalid(path, amount.clone(), "must be greater than zero"));
-        }
-    }
-    required_one_of(spec, "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"], Path::SPEC, &mut errors);
-    one_of_given(spec, "volumeMode", &["Block", "Filesystem"], Path::SPEC, &mut errors);
-    super::container::subdomain(spec.str_at(&["storageClassName"]), Path::SPEC.field("storageClassName"), &mut errors);
-    let affinity = Path::SPEC.field("nodeAffinity");
-    if spec["nodeAffinity"].is_object() && spec["nodeAffinity"]["required"].is_null() {
-        let detail = "must specify required node constraints";
-        errors.push(FieldError::required(affinity.field("required"), detail));
-    }
-    if spec["nodeAffinity"]["required"].is_object() {
-        pod::node_selector(&spec["nodeAffinity"]["required"], affinity.field("required"), &mut errors);
-    }
-    volume_source(spec, &mut errors);
-    errors
+    negative.is_none()
 }
 
-fn volume_source(spec: &Value, errors: &mut Errors) {
-    let fields = spec.as_object().into_iter().flatten();
-    let sources: Vec<&String> = fields
-        .filter(|(key, value)| !NO_SOURCE.contains(&key.as_str()) && !value.is_null())
-        .map(|(key, _)| key)
-        .collect();
-    for extra in sources.iter().skip(1) {
-        errors.push(FieldError::forbidden(Path::SPEC.field(extra), "may not specify more than 1 volume type"));
+/// More than nothing.
+pub fn positive_amount(amount: Quantity, path: Path<'_>, errors: &mut Errors) {
+    if amount.signum() <= 0 {
+        errors.push(FieldError::invalid(path, amount.to_string(), "must be greater than zero"));
     }
-    match sources.first().map(|source| source.as_str()) {
-        None => errors.push(FieldError::required("spec", "must specify a volume type")),
-        Some("hostPath") => {
-            host_path(&spec["hostPath"], Path::SPEC.field("hostPath"), errors);
-            if spec["hostPath"]["path"] == "/" && spec["persistentVolumeReclaimPolicy"] == "Recycle" {
-                let detail = "may not be 'recycle' for a hostPath mount of '/'";
-                errors.push(FieldError::forbidden("spec.persistentVolumeReclaimPolicy", detail));
-            }
-        }
-        Some("local") => {
-            required(&spec["local"], "path", Path::SPEC.field("local"), errors);
-            if spec["nodeAffinity"].is_null() {
-                let detail = "Local volume requires node affinity";
-                errors.push(FieldError::required(Path::SPEC.field("nodeAffinity"), detail));
-            }
-        }
-        Some(kind) => {
-            let owner = super::volume_sources::Owner::PersistentVolume;
-            super::volume_sources::check(kind, &spec[kind], owner, Path::SPEC.field(kind), errors);
-        }
-    }
-}
-
-pub fn persistent_volume_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = persistent_volume(obj);
-    let source = |spec: &Value| {
-        let mut fields = spec.as_object().cloned().unwrap_or_default();
-        fields.retain(|key, _| !NO_SOURCE.contains(&key.as_str()));
-        Value::Object(fields)
-    };
-    if !same(&source(&obj["spec"]), &source(&old["spec"])) {
-        let detail = "spec.persistentvolumesource is immutable after creation";
-        errors.push(FieldError::forbidden("spec.persistentvolumesource", detail));
-    }
-    super::immutable(&obj["spec"], &old["spec"], "volumeMode", Path::SPEC, &mut errors);
-    if !is_nothing(&old["spec"]["nodeAffinity"]) {
-        super::immutable(&obj["spec"], &old["spec"], "nodeAffinity", Path::SPEC, &mut errors);
-    }
-    errors
 }
 
 pub fn claim(obj: &Value) -> Errors {
     let mut errors = Errors::new();
-    claim_spec(&obj["spec"], Path::SPEC, &mut errors);
+    claim_spec(&obj["spec"], false, Path::SPEC, &mut errors);
     errors
 }
 
-pub fn claim_spec(spec: &Value, path: Path<'_>, errors: &mut Errors) {
-    access_modes(spec, "at least 1 access mode is required", path, errors);
-    label_selector(&spec["selector"], path.field("selector"), errors);
-    let requests = path.field("resources");
-    let storage = &spec["resources"]["requests"]["storage"];
-    match quantity(storage) {
-        None => errors.push(FieldError::required(requests.key("storage"), "")),
-        Some(amount) if amount.signum() <= 0 => {
-            errors.push(FieldError::invalid(requests.key("storage"), storage.clone(), "must be greater than zero"));
-        }
-        Some(_) => {}
-    }
-    super::container::subdomain(spec.str_at(&["storageClassName"]), path.field("storageClassName"), errors);
-    one_of_given(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
-    for field in ["dataSource", "dataSourceRef"] {
-        if spec[field].is_object() {
-            data_source(&spec[field], path.field(field), errors);
-        }
-    }
-    if spec["dataSource"].is_object()
-        && spec["dataSourceRef"].is_object()
-        && spec["dataSourceRef"]["namespace"].is_null()
-    {
-        let same_field = |field: &str| spec["dataSource"].str_at(&[field]) == spec["dataSourceRef"].str_at(&[field]);
-        if !["apiGroup", "kind", "name"].into_iter().all(same_field) {
-            errors.push(FieldError::invalid(path, Value::Object(serde_json::Map::new()), "must match dataSourceRef"));
-        }
-    }
-    super::container::subdomain(
-        spec.str_at(&["volumeAttributesClassName"]),
-        path.field("volumeAttributesClassName"),
-        errors,
-    );
+/// A template of claims, as pods and stateful sets have them.
+pub fn claim_template(template: &Value, path: Path<'_>, errors: &mut Errors) {
+    template_metadata(&template["metadata"], path.field("metadata"), errors);
+    claim_spec(&template["spec"], false, path.field("spec"), errors);
 }
 
-/// What a new volume is filled from.
-fn data_source(source: &Value, path: Path<'_>, errors: &mut Errors) {
+/// Of the metadata of templates only labels and annotations count.
+pub fn template_metadata(metadata: &Value, path: Path<'_>, errors: &mut Errors) {
+    annotations(&metadata["annotations"], path.field("annotations"), errors);
+    labels(&metadata["labels"], path.field("labels"), errors);
+    for (name, value) in metadata.as_object().into_iter().flatten() {
+        if !matches!(name.as_str(), "annotations" | "labels") && !is_nothing(value) {
+            errors.push(FieldError::forbidden(path.field(name), "cannot be set"));
+        }
+    }
+}
+
+/// The spec of a claim, whose source of data may be of any group where the stored one is of one.
+pub fn claim_spec(spec: &Value, any_group: bool, path: Path<'_>, errors: &mut Errors) {
+    access_modes(spec, "at least 1 access mode is required", path, errors);
+    label_selector(&spec["selector"], path.field("selector"), errors);
+    let resources = path.field("resources");
+    match quantity(&spec["resources"]["requests"]["storage"]) {
+        None => errors.push(FieldError::required(resources.key("storage"), "")),
+        Some(amount) => positive_amount(amount, resources.key("storage"), errors),
+    }
+    for field in ["storageClassName", "volumeAttributesClassName"] {
+        subdomain(spec.str_at(&[field]), path.field(field), errors);
+    }
+    one_of_given(spec, "volumeMode", &VOLUME_MODES, path, errors);
+    for field in DATA_SOURCES {
+        if spec[field].is_object() {
+            data_source(&spec[field], any_group, path.field(field), errors);
+        }
+    }
+    if !spec["dataSource"].is_object() || !spec["dataSourceRef"].is_object() {
+        return;
+    }
+    let same_field = |field: &&str| spec["dataSource"][*field] == spec["dataSourceRef"][*field];
+    // Upstream shows the path of the field for its value.
+    if !spec.str_at(&["dataSourceRef", "namespace"]).is_empty() {
+        let detail = "may not be specified when dataSourceRef.namespace is specified";
+        errors.push(FieldError::invalid_shown(path, "{}", detail));
+    } else if !["apiGroup", "kind", "name"].iter().all(same_field) {
+        errors.push(FieldError::invalid_shown(path, "{}", "must match dataSourceRef"));
+    }
+}
+
+/// The fields that say what a new volume is filled from.
+const DATA_SOURCES: [&str; 2] = ["dataSource", "dataSourceRef"];
+
+fn data_source(source: &Value, any_group: bool, path: Path<'_>, errors: &mut Errors) {
     required(source, "name", path, errors);
     required(source, "kind", path, errors);
     match source.str_at(&["apiGroup"]) {
-        "" if source["kind"] != "PersistentVolumeClaim" => {
+        "" if source.str_at(&["kind"]) != "PersistentVolumeClaim" => {
             let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-            errors.push(FieldError::invalid(path, source["kind"].clone(), detail));
+            errors.push(FieldError::invalid(path, source.str_at(&["kind"]), detail));
         }
-        "" => {}
-        group => super::container::subdomain(group, path.field("apiGroup"), errors),
+        group if !any_group => subdomain(group, path.field("apiGroup"), errors),
+        _ => {}
+    }
+    let namespace = source.str_at(&["namespace"]);
+    if !namespace.is_empty() {
+        complain(is_dns1123_label(namespace), namespace, path.field("namespace"), errors);
     }
 }
 
 pub fn claim_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = claim(obj);
     let (spec, stored) = (&obj["spec"], &old["spec"]);
-    let mut munged = spec.clone();
-    // The controller binds an unbound claim and may give it a class.
-    if stored.str_at(&["volumeName"]).is_empty() {
-        crate::registry::strategy::keep(&mut munged, stored, "volumeName");
+    let grouped = |field: &&str| !stored[*field]["apiGroup"].is_null();
+    let mut errors = Errors::new();
+    claim_spec(spec, DATA_SOURCES.iter().any(grouped), Path::SPEC, &mut errors);
+    let class = |obj: &Value| obj.annotation(CLASS_ANNOTATION).unwrap_or_default().to_owned();
+    let annotated = old.annotation(CLASS_ANNOTATION);
+    // A class may move from the annotation to the field, once.
+    let moves = stored["storageClassName"].is_null()
+        && annotated.is_some_and(|class| spec["storageClassName"] == class)
+        && obj.annotation(CLASS_ANNOTATION).is_none_or(|class| Some(class) == annotated);
+    if !moves && class(obj) != class(old) {
+        let path = format!("metadata.annotations.{CLASS_ANNOTATION}");
+        errors.push(FieldError::invalid(path, class(obj), IMMUTABLE));
     }
-    if stored["storageClassName"].is_null() {
-        crate::registry::strategy::keep(&mut munged, stored, "storageClassName");
-    }
-    let bound = old["status"]["phase"] == "Bound";
-    if bound {
-        crate::registry::strategy::keep(&mut munged, stored, "resources");
-    }
-    crate::registry::strategy::keep(&mut munged, stored, "volumeAttributesClassName");
-    if !same(&munged, stored) {
+    if !same(&with_what_may_change(obj, old, moves), stored) {
         let detail =
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
         errors.push(FieldError::forbidden("spec", detail));
     }
-    let size = |claim: &Value| quantity(&claim["spec"]["resources"]["requests"]["storage"]);
-    if let (Some(new), Some(before)) = (size(obj), size(old))
-        && new < before
-        && new <= quantity(&old["status"]["capacity"]["storage"]).unwrap_or(before)
-    {
+    let amount = |obj: &Value, path: [&str; 3]| obj.at(&path).and_then(quantity).unwrap_or_default();
+    let size = |spec: &Value| amount(spec, ["resources", "requests", "storage"]);
+    if size(spec) < size(stored) && size(spec) <= amount(old, ["status", "capacity", "storage"]) {
         let detail = "field can not be less than status.capacity";
         errors.push(FieldError::forbidden("spec.resources.requests.storage", detail));
     }
-    super::immutable(spec, stored, "volumeMode", Path::SPEC, &mut errors);
+    if !same(&spec["volumeMode"], &stored["volumeMode"]) {
+        errors.push(FieldError::invalid("volumeMode", spec["volumeMode"].clone(), IMMUTABLE));
+    }
+    errors.extend(attributes_class_removed(obj, old));
     errors
+}
+
+/// The spec with everything put back that may change: the volume and the class of a claim that had none, the size and
+/// the attributes of one that is bound.
+fn with_what_may_change(obj: &Value, old: &Value, class_moves: bool) -> Value {
+    let (mut spec, stored) = (obj["spec"].clone(), &old["spec"]);
+    if stored.str_at(&["volumeName"]).is_empty() {
+        keep(&mut spec, stored, "volumeName");
+    }
+    let named_first = old.annotation(CLASS_ANNOTATION).is_none_or(|class| spec["storageClassName"] == class);
+    if stored["storageClassName"].is_null() && (class_moves || named_first) {
+        keep(&mut spec, stored, "storageClassName");
+    }
+    if old["status"]["phase"] == "Bound" {
+        if let Some(requests) = spec.at_mut(&["resources", "requests"]).filter(|requests| requests.is_object()) {
+            keep(requests, &stored["resources"]["requests"], "storage");
+        }
+        keep(&mut spec, stored, "volumeAttributesClassName");
+    }
+    spec
+}
+
+/// Once a volume has the attributes of a class it keeps having those of some class.
+fn attributes_class_removed(obj: &Value, old: &Value) -> Option<FieldError> {
+    let class = |obj: &Value| obj["spec"]["volumeAttributesClassName"].clone();
+    if class(obj) == class(old) || old["status"]["currentVolumeAttributesClassName"].is_null() {
+        return None;
+    }
+    let what = match class(obj).as_str() {
+        None => "nil",
+        Some("") => "empty string",
+        Some(_) => return None,
+    };
+    let detail = format!("update to {what} is forbidden when status.currentVolumeAttributesClassName is not nil");
+    Some(FieldError::forbidden("spec.volumeAttributesClassName", detail))
+}
+
+/// What the controllers that grow volumes write.
+pub fn claim_status(obj: &Value, _old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let (status, path) = (&obj["status"], Path::STATUS);
+    let entries = |field: &str| status[field].as_object().into_iter().flatten();
+    if obj.list_at(&["spec", "accessModes"]).is_empty() {
+        errors.push(FieldError::required("Spec.accessModes", ""));
+    }
+    for (name, amount) in entries("capacity") {
+        whole_amount(amount, path.field("capacity").key(name), &mut errors);
+    }
+    let states = path.field("allocatedResourceStatuses");
+    for (name, state) in entries("allocatedResourceStatuses") {
+        resource_key(name, states, &mut errors);
+        // The name stands where the state is wrong: so does upstream.
+        if !state.as_str().is_some_and(|state| RESIZE_STATES.contains(&state)) {
+            errors.push(FieldError::not_supported(states, name.as_str(), &RESIZE_STATES));
+        }
+    }
+    let allocated = path.field("allocatedResources");
+    for (name, amount) in entries("allocatedResources") {
+        if resource_key(name, allocated, &mut errors)
+            && whole_amount(amount, allocated.key(name), &mut errors)
+            && let Some(negative) = quantity(amount).filter(|amount| amount.signum() < 0)
+        {
+            errors.push(FieldError::invalid(allocated.key(name), negative.to_string(), IS_NEGATIVE));
+        }
+    }
+    errors
+}
+
+/// Storage, or something with a name of its own.
+fn resource_key(name: &str, path: Path<'_>, errors: &mut Errors) -> bool {
+    let before = errors.len();
+    complain(is_qualified_name(name), name, path, errors);
+    let native = !name.contains('/') || name.contains("kubernetes.io/");
+    if errors.len() == before && native && name != "storage" {
+        errors.push(FieldError::not_supported(path, name, &["storage"]));
+    }
+    errors.len() == before
 }
 
 #[cfg(test)]
@@ -234,17 +261,42 @@ mod tests {
     }
 
     #[test]
-    fn volumes_have_one_source_that_stays() {
-        let volume = |source: Value| {
-            let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "persistentVolumeReclaimPolicy": "Retain"});
-            spec.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
-            json!({"spec": spec})
+    fn bound_claims_may_grow_and_no_others() {
+        let claim = |size: &str, phase: &str| {
+            let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}});
+            json!({"spec": spec, "status": {"phase": phase, "capacity": {"storage": "1Gi"}}})
         };
-        assert_eq!(texts(&persistent_volume(&volume(json!({})))), ["spec: Required value: must specify a volume type"]);
-        let (a, b) = (volume(json!({"hostPath": {"path": "/a"}})), volume(json!({"hostPath": {"path": "/b"}})));
-        assert!(persistent_volume(&a).is_empty());
-        let expected =
-            ["spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation"];
-        assert_eq!(texts(&persistent_volume_update(&b, &a)), expected);
+        assert!(claim_update(&claim("2Gi", "Bound"), &claim("1Gi", "Bound")).is_empty());
+        let immutable = "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        assert_eq!(texts(&claim_update(&claim("2Gi", "Pending"), &claim("1Gi", "Pending"))), [immutable]);
+        let shrinks = "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity";
+        assert_eq!(texts(&claim_update(&claim("1Gi", "Bound"), &claim("2Gi", "Bound"))), [shrinks]);
+    }
+
+    #[test]
+    fn claims_may_be_given_a_class_once() {
+        let claim = |class: Value| {
+            let resources = json!({"requests": {"storage": "1Gi"}});
+            json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": resources, "storageClassName": class}})
+        };
+        assert!(claim_update(&claim(json!("a")), &claim(Value::Null)).is_empty());
+        assert_eq!(claim_update(&claim(json!("a")), &claim(json!("b"))).len(), 1);
+    }
+
+    #[test]
+    fn states_of_growing_are_known() {
+        let obj = json!({"spec": {"accessModes": ["ReadWriteOnce"]}, "status": {
+            "allocatedResourceStatuses": {"storage": "Zzz"}, "allocatedResources": {"cpu": "1", "storage": "-1"}}});
+        let told = texts(&claim_status(&obj, &json!({})));
+        assert!(
+            told[0].starts_with(r#"status.allocatedResourceStatuses: Unsupported value: "storage": supported values:"#)
+        );
+        assert_eq!(
+            told[1..],
+            [
+                r#"status.allocatedResources: Unsupported value: "cpu": supported values: "storage""#,
+                "status.allocatedResources[storage]: Invalid value: -1: must be a valid resource quantity"
+            ]
+        );
     }
 }

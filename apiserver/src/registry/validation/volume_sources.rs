@@ -8,7 +8,7 @@ use apimachinery::status::FieldError;
 use regex::Regex;
 use serde_json::Value;
 
-use super::{Errors, Path, complain, required};
+use super::{Errors, Path, complain, one_of_given, required};
 use crate::registry::object::ObjectExt;
 
 /// Texts and lists that may not be empty.
@@ -25,12 +25,14 @@ const NEEDED: [(&str, &[&str]); 16] = [
     ("nfs", &["server", "path"]),
     ("photonPersistentDisk", &["pdID"]),
     ("portworxVolume", &["volumeID"]),
-    ("quobyte", &["registry", "volume"]),
+    ("quobyte", &["volume"]),
     ("rbd", &["monitors", "image"]),
     ("scaleIO", &["gateway", "system", "volumeName"]),
     ("vsphereVolume", &["volumePath"]),
 ];
 const ONE_BYTE: &str = "must be between 0 and 255, inclusive";
+/// What upstream says of partitions, of which 0 is one too.
+const PARTITIONS: &str = "must be between 1 and 255, inclusive";
 
 /// Whose source it is: that of persistent volumes names the namespaces of its secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,22 +52,28 @@ pub fn check(kind: &str, source: &Value, owner: Owner, path: Path<'_>, errors: &
     match kind {
         "awsElasticBlockStore" | "gcePersistentDisk" => partition(source, path, errors),
         "azureDisk" => azure_disk(source, path, errors),
-        "cinder" => secret_name(source, path, errors),
+        "azureFile" if source["secretNamespace"] == "" => {
+            errors.push(FieldError::required(path.field("secretNamespace"), ""));
+        }
+        "cinder" => secret_name(source, owner, path, errors),
         "csi" => csi(source, owner, path, errors),
         "fc" => fibre_channel(source, path, errors),
         "flexVolume" => reserved_options(source, path, errors),
         "flocker" => flocker(source, path, errors),
+        "glusterfs" => endpoints_namespace(source, path, errors),
         "iscsi" => iscsi(source, owner, path, errors),
         "nfs" if !source.str_at(&["path"]).starts_with('/') => {
             errors.push(FieldError::invalid(path.field("path"), source.str_at(&["path"]), "must be an absolute path"));
         }
+        "quobyte" => registry(source, path, errors),
+        "storageos" => storage_os(source, owner, path, errors),
         _ => {}
     }
 }
 
 fn partition(source: &Value, path: Path<'_>, errors: &mut Errors) {
     if let Some(number) = source["partition"].as_i64().filter(|number| !(0..=255).contains(number)) {
-        errors.push(FieldError::invalid(path.field("partition"), number, ONE_BYTE));
+        errors.push(FieldError::invalid(path.field("partition"), number, PARTITIONS));
     }
 }
 
@@ -75,19 +83,69 @@ fn lun(source: &Value, path: Path<'_>, errors: &mut Errors) {
     }
 }
 
-/// A secret that is named must have a name.
-fn secret_name(source: &Value, path: Path<'_>, errors: &mut Errors) {
-    if !source["secretRef"].is_null() {
-        required(&source["secretRef"], "name", path.field("secretRef"), errors);
+/// A secret that is named must have a name, and a namespace where the volume has none itself.
+fn secret_name(source: &Value, owner: Owner, path: Path<'_>, errors: &mut Errors) {
+    if source["secretRef"].is_null() {
+        return;
     }
+    required(&source["secretRef"], "name", path.field("secretRef"), errors);
+    if owner == Owner::PersistentVolume {
+        required(&source["secretRef"], "namespace", path.field("secretRef"), errors);
+    }
+}
+
+fn endpoints_namespace(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    let field = path.field("endpointsNamespace");
+    match source["endpointsNamespace"].as_str() {
+        None => {}
+        Some("") => {
+            let detail = "if the endpointnamespace is set, it must be a valid namespace name";
+            errors.push(FieldError::invalid(field, "", detail));
+        }
+        Some(name) => complain(is_dns1123_label(name), name, field, errors),
+    }
+}
+
+fn registry(source: &Value, path: Path<'_>, errors: &mut Errors) {
+    const SHAPE: &str = "must be a host:port pair or multiple pairs separated by commas";
+    let registry = source.str_at(&["registry"]);
+    if registry.is_empty() {
+        errors.push(FieldError::required(path.field("registry"), SHAPE));
+    } else if source.str_at(&["tenant"]).len() > 64 {
+        let detail = "must be a UUID and may not exceed a length of 64 characters";
+        errors.push(FieldError::required(path.field("tenant"), detail));
+    } else {
+        for _ in registry.split(',').filter(|pair| !is_host_and_port(pair)) {
+            errors.push(FieldError::invalid(path.field("registry"), registry, SHAPE));
+        }
+    }
+}
+
+/// `host:port`, with brackets around an address that has colons itself. Neither part need say anything.
+fn is_host_and_port(text: &str) -> bool {
+    match text.rsplit_once(':') {
+        None => false,
+        Some((host, _)) => match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']').is_some_and(|inner| !inner.contains(['[', ']'])),
+            None => !host.contains([':', '[', ']']),
+        },
+    }
+}
+
+fn storage_os(source: &Value, owner: Owner, path: Path<'_>, errors: &mut Errors) {
+    if let Some(name) = required(source, "volumeName", path, errors) {
+        complain(is_dns1123_label(name), name, path.field("volumeName"), errors);
+    }
+    super::dns_label(source, "volumeNamespace", path, errors);
+    secret_name(source, owner, path, errors);
 }
 
 fn azure_disk(source: &Value, path: Path<'_>, errors: &mut Errors) {
     const MANAGED: &str =
         "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
     const BLOB: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
-    super::one_of_at(&source["cachingMode"], &["None", "ReadOnly", "ReadWrite"], path.field("cachingMode"), errors);
-    super::one_of_at(&source["kind"], &["Dedicated", "Managed", "Shared"], path.field("kind"), errors);
+    one_of_given(source, "cachingMode", &["None", "ReadOnly", "ReadWrite"], path, errors);
+    one_of_given(source, "kind", &["Dedicated", "Managed", "Shared"], path, errors);
     let uri = source.str_at(&["diskURI"]);
     let (start, form) = match source["kind"].as_str() {
         None => return,
@@ -112,18 +170,19 @@ fn csi(source: &Value, owner: Owner, path: Path<'_>, errors: &mut Errors) {
     }
     if owner == Owner::Pod {
         if !source["nodePublishSecretRef"].is_null() {
-            required(&source["nodePublishSecretRef"], "name", path.field("nodePublishSecretRef"), errors);
+            let secret = path.field("nodePublishSecretRef");
+            // Upstream looks for the name of the secret next to the secret.
+            if let Some(name) = required(&source["nodePublishSecretRef"], "name", secret, errors) {
+                complain(is_dns1123_subdomain(name), name, path.field("name"), errors);
+            }
         }
         return;
     }
     required(source, "volumeHandle", path, errors);
-    for field in [
-        "controllerPublishSecretRef",
-        "controllerExpandSecretRef",
-        "nodePublishSecretRef",
-        "nodeStageSecretRef",
-        "nodeExpandSecretRef",
-    ] {
+    // The secret for staging is not looked at: so does upstream.
+    for field in
+        ["controllerPublishSecretRef", "controllerExpandSecretRef", "nodePublishSecretRef", "nodeExpandSecretRef"]
+    {
         if !source[field].is_null() {
             secret_reference(&source[field], path.field(field), errors);
         }
@@ -215,8 +274,8 @@ fn iscsi(source: &Value, owner: Owner, path: Path<'_>, errors: &mut Errors) {
     if authenticates && source["secretRef"].is_null() {
         errors.push(FieldError::required(path.field("secretRef"), ""));
     }
-    if owner == Owner::PersistentVolume {
-        secret_name(source, path, errors);
+    if owner == Owner::PersistentVolume && !source["secretRef"].is_null() {
+        required(&source["secretRef"], "name", path.field("secretRef"), errors);
     }
     if let Some(name) = source["initiatorName"].as_str() {
         initiator(name, owner, path.field("initiatorname"), errors);
@@ -250,7 +309,14 @@ mod tests {
             ]
         );
         assert!(complaints("iscsi", json!({"targetPortal": "p", "iqn": "iqn.2001-04.com.example:storage"})).is_empty());
-        let secret = json!({"driver": "d", "volumeHandle": "h", "nodeStageSecretRef": {"name": "a"}});
-        assert_eq!(complaints("csi", secret), ["s.nodeStageSecretRef.namespace: Required value"]);
+        let secret = json!({"driver": "d", "volumeHandle": "h", "nodeExpandSecretRef": {"name": "a"}});
+        assert_eq!(complaints("csi", secret), ["s.nodeExpandSecretRef.namespace: Required value"]);
+        for (registry, expected) in [("a:1,[::1]:2", 0), ("a", 1), ("::1:2", 1), ("a,b", 2)] {
+            assert_eq!(
+                complaints("quobyte", json!({"registry": registry, "volume": "v"})).len(),
+                expected,
+                "{registry}"
+            );
+        }
     }
 }
