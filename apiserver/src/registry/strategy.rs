@@ -31,6 +31,8 @@ pub struct Cx<'a> {
     pub dry_run: bool,
     /// Empty for the resource itself.
     pub subresource: &'a str,
+    /// The write came as a patch.
+    pub is_patch: bool,
 }
 
 /// What undoes a side effect (an allocated address) when the write that it was made for fails. Dropping it keeps the

@@ -113,6 +113,7 @@ impl<'a> Call<'a> {
             namespace: &self.namespace,
             dry_run: self.options.dry_run,
             subresource: &self.subresource,
+            is_patch: self.options.is_patch,
         }
     }
 

@@ -39,7 +39,7 @@ fn tolerations(holder: &mut Value) {
     each(holder, "tolerations", |toleration| default_zero(toleration, "operator", "Equal"));
 }
 
-/// The time a taint was added cannot be known here: the strategy fills it in at the moment of the write.
+/// Taints that do not say when they were added were added now.
 pub fn stamp_taints(slice: &mut Value, now: &str) {
     existing(slice, "spec", |spec| {
         existing(spec, "taint", |taint| default(taint, "timeAdded", now));

@@ -1,98 +1,70 @@
 //! The `resource.k8s.io` group: devices that pods claim.
 
-use apimachinery::status::FieldError;
-use jiff::Timestamp;
-use serde_json::Value;
+mod claim;
+mod slice;
+mod taint;
 
-use super::common::{self, ALL_METADATA, StatusOf};
+pub use claim::{ResourceClaim, ResourceClaimTemplate};
+use serde_json::Value;
+pub use slice::ResourceSlice;
+pub use taint::DeviceTaintRule;
+
 use super::declared::{Declared, Shape};
 use super::object::ObjectExt;
-use super::strategy::{Column, Cx, Strategy};
-use super::tables::{age, name, text};
-use super::{defaults, validation};
+use super::validation;
 
-static CLAIM_STATUS: StatusOf = StatusOf::new().keeping(ALL_METADATA);
+pub static DEVICE_CLASS: Declared = Declared::new(Shape::Counted)
+    .create_rules(validation::resource::class)
+    .rules_of_updates(validation::resource::class_update);
 
-pub static RESOURCE_CLAIM: Declared = Declared::new(Shape::WithStatus)
-    .defaults(defaults::resource::claim)
-    .status(&CLAIM_STATUS)
-    .update_rules(validation::scheduling::resource_claim_update)
-    .table(&[Column::name(), Column::new("State", "string"), Column::age()], |obj, now| {
-        vec![name(obj), claim_state(obj).into(), age(obj, now)]
-    });
-
-fn claim_state(obj: &Value) -> String {
-    let allocated = obj["status"]["allocation"].is_object();
-    let mut states = Vec::new();
-    if obj.is_being_deleted() {
-        states.push("deleted");
-    } else if !allocated {
-        states.push("pending");
+/// Takes out what belongs to features that are off, unless the stored object has it. A step `*` stands for every item
+/// of a list and every entry of a map.
+fn drop_unused(obj: &mut Value, old: Option<&Value>, path: &[&str]) {
+    if old.is_none_or(|old| !is_used(old, path)) {
+        drop_all(obj, path);
     }
-    if allocated {
-        states.push("allocated");
-        if !obj.list_at(&["status", "reservedFor"]).is_empty() {
-            states.push("reserved");
+}
+
+fn is_used(value: &Value, path: &[&str]) -> bool {
+    match (path, value) {
+        ([], value) => !value.is_null(),
+        (["*", rest @ ..], Value::Array(items)) => items.iter().any(|item| is_used(item, rest)),
+        (["*", rest @ ..], Value::Object(entries)) => entries.values().any(|entry| is_used(entry, rest)),
+        ([field, rest @ ..], value) => value.at(&[field]).is_some_and(|value| is_used(value, rest)),
+    }
+}
+
+fn drop_all(value: &mut Value, path: &[&str]) {
+    match (path, value) {
+        ([field], value) => {
+            value.remove_at(&[field]);
         }
+        (["*", rest @ ..], Value::Array(items)) => items.iter_mut().for_each(|item| drop_all(item, rest)),
+        (["*", rest @ ..], Value::Object(entries)) => entries.values_mut().for_each(|entry| drop_all(entry, rest)),
+        ([field, rest @ ..], value) => {
+            if let Some(value) = value.at_mut(&[field]) {
+                drop_all(value, rest);
+            }
+        }
+        ([], _) => {}
     }
-    states.join(",")
 }
 
-pub static RESOURCE_CLAIM_TEMPLATE: Declared = Declared::new(Shape::Plain)
-    .defaults(defaults::resource::claim_template)
-    .update_rules(validation::scheduling::spec_immutable);
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-pub static DEVICE_CLASS: Declared = Declared::new(Shape::Counted);
+    use super::*;
 
-/// Taints of devices carry the time they were added.
-pub struct ResourceSlice;
-
-const SLICE_COLUMNS: &[Column] = &[
-    Column::name(),
-    Column::new("Node", "string"),
-    Column::new("Driver", "string"),
-    Column::new("Pool", "string"),
-    Column::age(),
-];
-
-fn stamp(cx: &Cx<'_>, obj: &mut Value) {
-    defaults::resource::stamp_taints(obj, &cx.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
-}
-
-impl Strategy for ResourceSlice {
-    fn prepare_for_create(&self, cx: &Cx<'_>, obj: &mut Value) {
-        stamp(cx, obj);
-        common::create_without_status(obj);
-    }
-
-    fn prepare_for_update(&self, cx: &Cx<'_>, obj: &mut Value, old: &Value) {
-        stamp(cx, obj);
-        common::count_change(obj, old, common::same(&obj["spec"], &old["spec"]));
-    }
-
-    fn validate_update(&self, _cx: &Cx<'_>, obj: &Value, old: &Value) -> Vec<FieldError> {
-        validation::scheduling::resource_slice_update(obj, old)
-    }
-
-    fn selectable_fields(&self) -> &'static [&'static str] {
-        &["spec.nodeName", "spec.driver"]
-    }
-
-    fn columns(&self) -> &'static [Column] {
-        SLICE_COLUMNS
-    }
-
-    fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
-        vec![
-            name(obj),
-            text(obj, &["spec", "nodeName"]),
-            text(obj, &["spec", "driver"]),
-            text(obj, &["spec", "pool", "name"]),
-            age(obj, now),
-        ]
-    }
-
-    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
-        &[]
+    #[test]
+    fn fields_of_features_that_are_off_go_unless_they_are_stored() {
+        let path = ["devices", "*", "attributes", "*", "ints"];
+        let given = || json!({"devices": [{"attributes": {"a": {"ints": [1]}, "b": {"int": 1}}}]});
+        let mut fresh = given();
+        drop_unused(&mut fresh, None, &path);
+        assert_eq!(fresh, json!({"devices": [{"attributes": {"a": {}, "b": {"int": 1}}}]}));
+        let mut changed = given();
+        drop_unused(&mut changed, Some(&given()), &path);
+        assert_eq!(changed, given());
     }
 }

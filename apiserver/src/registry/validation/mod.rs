@@ -31,6 +31,7 @@ pub mod policy;
 pub mod projected;
 pub mod rbac;
 pub mod requirements;
+pub mod resource;
 pub mod scheduling;
 pub mod security;
 pub mod service;

@@ -1,4 +1,4 @@
-//! Rules for priority classes, runtime classes and claimed devices.
+//! Rules for priority classes and runtime classes.
 
 use apimachinery::meta::validation::is_dns1123_label;
 use apimachinery::status::FieldError;
@@ -94,30 +94,6 @@ pub fn runtime_class_update(obj: &Value, old: &Value) -> Errors {
     if obj["handler"] != old["handler"] {
         // The declared rule does not show the value.
         errors.push(FieldError::invalid_null("handler", IMMUTABLE));
-    }
-    errors
-}
-
-/// Objects whose spec never changes.
-pub fn spec_immutable(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    if !same(&obj["spec"], &old["spec"]) {
-        errors.push(FieldError::invalid("spec", obj["spec"].clone(), IMMUTABLE));
-    }
-    errors
-}
-
-pub fn resource_claim_update(obj: &Value, old: &Value) -> Errors {
-    spec_immutable(obj, old)
-}
-
-pub fn resource_slice_update(obj: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["nodeName", "driver"] {
-        super::immutable(&obj["spec"], &old["spec"], field, Path::SPEC, &mut errors);
-    }
-    if obj["spec"]["pool"]["name"] != old["spec"]["pool"]["name"] {
-        errors.push(FieldError::invalid("spec.pool.name", obj["spec"]["pool"]["name"].clone(), IMMUTABLE));
     }
     errors
 }
