@@ -3,7 +3,7 @@
 use super::strategy::{GENERIC, Strategy};
 use super::{
     admissionregistration, apiextensions, apiregistration, apps, autoscaling, batch, certificates, coordination, core,
-    discovery, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
+    discovery, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage, storagemigration,
 };
 
 /// One built-in resource: its group, its plural name, its strategy.
@@ -82,6 +82,7 @@ const KINDS: &[Row] = &[
     (STORAGE, "storageclasses", &storage::STORAGE_CLASS),
     (STORAGE, "volumeattachments", &storage::VOLUME_ATTACHMENT),
     (STORAGE, "volumeattributesclasses", &storage::VOLUME_ATTRIBUTES_CLASS),
+    ("storagemigration.k8s.io", "storageversionmigrations", &storagemigration::STORAGE_VERSION_MIGRATION),
 ];
 
 /// The strategy of a built-in resource; one without rules of its own gets the generic one.

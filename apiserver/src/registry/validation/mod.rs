@@ -37,6 +37,7 @@ pub mod security;
 pub mod service;
 pub mod storage;
 pub mod storage_classes;
+pub mod storagemigration;
 pub mod structural;
 pub mod volume;
 pub mod volume_sources;
