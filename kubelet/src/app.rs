@@ -17,20 +17,28 @@ use tokio::sync::mpsc;
 use crate::certificates::{self, CertificateError, Live, Store};
 use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::{ConfigError, KubeletConfiguration};
-use crate::cri::{self, Runtime, RuntimeError};
+use crate::cri::{self, Runtime};
+use crate::devices::{self, Devices};
 use crate::dns::NodeDns;
+use crate::dra::{self, Claims};
 use crate::events::Recorder;
 use crate::eviction::{self, Evictions, ThresholdError};
+use crate::grpc::ServeError;
 use crate::housekeeping;
 use crate::images::Images;
 use crate::node::machine::Machine;
-use crate::node::{Identity, NodeAgent, status};
+use crate::node::readiness::{Obstacle, Readiness};
+use crate::node::{Identity, NodeAgent, Sources, status};
 use crate::objects::Objects;
+use crate::plugins::{self, Registrar};
 use crate::pod::context::NodeContext;
 use crate::pod::manager::Manager;
 use crate::pod::services::ServiceEnv;
+use crate::pod_resources;
 use crate::server::{self, ServerError};
+use crate::shutdown::{Shutdown, SystemBus};
 use crate::state::NodeState;
+use crate::volumes::csi::{Csi, NodeInfo, Registration};
 use crate::volumes::{PodCertificates, Tokens};
 use crate::watches::Watches;
 
@@ -84,12 +92,12 @@ pub enum AppError {
     Certificates(#[from] CertificateError),
     #[error("the stored client certificate cannot be used")]
     ClientCertificate(#[source] rustls::Error),
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
     #[error("cannot use the cgroups of this machine")]
     Cgroups(#[from] CgroupError),
     #[error(transparent)]
     Health(#[from] StatusServerError),
+    #[error(transparent)]
+    Plugins(#[from] ServeError),
     #[error("cannot start the server for the API server's requests")]
     Server(#[from] ServerError),
     #[error("healthzBindAddress {0:?} is not an IP address")]
@@ -111,7 +119,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
         .map_err(|source| AppError::RootDir { path: options.root_dir.clone(), source })?;
     let machine = Machine::read(&options.root_dir);
     let cgroups = prepare_cgroups(&config, &machine)?;
-    let runtime = Runtime::new(config.runtime_socket())?;
+    let runtime = Runtime::new(config.runtime_socket());
     let runtime_version = wait_for_runtime(&runtime, &shutdown).await;
     let identity = identity(&options, runtime_version)?;
     let client = api_client(&options, &config, &identity).await?;
@@ -128,7 +136,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     serve_health(&config, shutdown.clone()).await?;
     if config.enable_server {
         let certificate = serving_certificate(&options, &config, &identity, &client);
-        server::start(state.clone(), &options.cert_dir, certificate, shutdown.clone()).await?;
+        server::start(state.clone(), context.csi.clone(), &options.cert_dir, certificate, shutdown.clone()).await?;
     }
 
     let services = context.services.clone();
@@ -139,8 +147,25 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ap
     });
     tokio::spawn(cri::follow_events(runtime.channel(), events));
     let (queue, evictions) = mpsc::channel(16);
+    let shutdowns = Shutdown {
+        state: state.clone(),
+        readiness: context.readiness.clone(),
+        recorder: recorder.clone(),
+        evictions: queue.clone(),
+    };
+    tokio::spawn(shutdowns.run(SystemBus));
     tokio::spawn(Evictions::new(context.clone(), thresholds, queue).run());
-    tokio::spawn(NodeAgent::new(state, identity, machine, recorder).run(context.node_uid.clone()));
+    let readiness = context.readiness.clone();
+    readiness.set(Obstacle::Storage, "CSINode is not yet initialized");
+    let sources = Sources {
+        obstacles: readiness.changes(),
+        volumes_in_use: context.csi.in_use.clone(),
+        devices: context.devices.offered(),
+    };
+    tokio::spawn(NodeAgent::new(state.clone(), sources, identity, machine, recorder).run(context.node_uid.clone()));
+    devices::serve(&context.devices, shutdown.clone())?;
+    pod_resources::serve(&state, &context, shutdown.clone())?;
+    start_plugins(&state, &context, &readiness);
     tokio::spawn(housekeeping::run(context.clone()));
     tokio::select! {
         () = Manager::new(context).run(client, runtime_events, evictions) => {}
@@ -292,11 +317,15 @@ fn node_context(
     NodeContext {
         state: state.clone(),
         images: Images::new(state.runtime.clone(), objects.clone(), recorder.clone(), parallel),
-        objects,
         services: Arc::new(ServiceEnv::default()),
         tokens: Tokens::new(client.clone()),
         certificates: PodCertificates::new(client.clone(), recorder.clone(), name, node_uid.subscribe()),
+        claims: Arc::new(Claims::open(client.clone(), state.root_dir.join("dra_manager_state"), Arc::default())),
+        readiness: Arc::default(),
+        devices: Devices::open(state.root_dir.join("device-plugins")),
+        csi: Arc::new(Csi::new(state.root_dir.clone(), &state.node_name, objects.clone(), Arc::default())),
         watches: Watches::new(client),
+        objects,
         recorder: recorder.clone(),
         cgroups,
         dns: NodeDns {
@@ -311,6 +340,45 @@ fn node_context(
         node_uid,
         owners: RwLock::default(),
     }
+}
+
+/// Plugins may register as soon as there is a node whose objects can show them.
+fn start_plugins(state: &Arc<NodeState>, context: &Arc<NodeContext>, readiness: &Arc<Readiness>) {
+    let node_info = NodeInfo::new(state.client.clone(), &state.node_name);
+    let csi = Registration { drivers: context.csi.drivers.clone(), node_info };
+    let devices = devices::Registration::new(context.devices.clone());
+    let dra = dra::Registration {
+        drivers: context.claims.drivers.clone(),
+        client: state.client.clone(),
+        node: state.node_name.clone(),
+    };
+    let (state, readiness, mut node_uid) = (state.clone(), readiness.clone(), context.node_uid.subscribe());
+    tokio::spawn(async move {
+        if node_uid.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        initialize_storage(&csi.node_info, &readiness).await;
+        tokio::spawn(dra::wipe_all(state.client.clone(), state.node_name.clone()));
+        let handlers = plugins::Handlers::from([
+            ("CSIPlugin", Arc::new(csi) as Arc<dyn plugins::Handler>),
+            ("DevicePlugin", Arc::new(devices)),
+            ("DRAPlugin", Arc::new(dra)),
+        ]);
+        Registrar::new(plugins::registry(&state.root_dir), handlers).run().await;
+    });
+}
+
+/// The node is not ready before the cluster can see its drivers of volumes.
+async fn initialize_storage(node_info: &NodeInfo, readiness: &Readiness) {
+    let mut delay = Duration::from_millis(100);
+    while let Err(error) = node_info.initialize().await {
+        let error = apimachinery::process::error_chain(&error);
+        tracing::warn!(error, "cannot initialize the node's CSINode");
+        readiness.set(Obstacle::Storage, &format!("failed to initialize CSINode: {error}"));
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(7));
+    }
+    readiness.clear(Obstacle::Storage);
 }
 
 async fn serve_health(config: &KubeletConfiguration, shutdown: CancellationToken) -> Result<(), AppError> {

@@ -151,6 +151,14 @@ impl Default for WebhookAuthorization {
     }
 }
 
+/// How long pods of this priority, and of those up to the next one, may take to end when the machine goes down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ShutdownPeriod {
+    pub priority: i32,
+    pub shutdown_grace_period_seconds: i64,
+}
+
 /// The configuration in force. Units are in the types; sizes are quantities as text.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -221,7 +229,12 @@ pub struct KubeletConfiguration {
     pub pod_logs_dir: String,
     pub max_open_files: u64,
     pub oom_score_adj: i32,
+    /// Time that pods have when the machine goes down; zero not to wait for them.
     pub shutdown_grace_period: GoDuration,
+    /// The last part of it, which is for critical pods.
+    pub shutdown_grace_period_critical_pods: GoDuration,
+    /// The same for any priorities, in place of these two.
+    pub shutdown_grace_period_by_pod_priority: Vec<ShutdownPeriod>,
     pub enable_server: bool,
     pub enable_debugging_handlers: bool,
     #[serde(rename = "eventRecordQPS")]
@@ -304,6 +317,8 @@ impl Default for KubeletConfiguration {
             max_open_files: 1_000_000,
             oom_score_adj: -999,
             shutdown_grace_period: GoDuration::seconds(0),
+            shutdown_grace_period_critical_pods: GoDuration::seconds(0),
+            shutdown_grace_period_by_pod_priority: Vec::new(),
             enable_server: true,
             enable_debugging_handlers: true,
             event_record_qps: 50,
@@ -353,9 +368,30 @@ impl KubeletConfiguration {
             let why = format!("{:?} is not a unix:// address", self.container_runtime_endpoint);
             return Err(ConfigError::Invalid { field: "containerRuntimeEndpoint", why });
         }
+        self.validate_shutdown()?;
         if !self.other.is_empty() {
             let names: Vec<_> = self.other.keys().map(String::as_str).collect();
             tracing::warn!(fields = names.join(", "), "configuration fields that have no effect in this kubelet");
+        }
+        Ok(())
+    }
+
+    fn validate_shutdown(&self) -> Result<(), ConfigError> {
+        let (all, critical) = (self.shutdown_grace_period.0, self.shutdown_grace_period_critical_pods.0);
+        let second = Duration::from_secs(1);
+        for (field, period) in [("shutdownGracePeriod", all), ("shutdownGracePeriodCriticalPods", critical)] {
+            if !period.is_zero() && period < second {
+                let why = format!("{period:?} must be either zero or otherwise >= 1 sec");
+                return Err(ConfigError::Invalid { field, why });
+            }
+        }
+        if critical > all {
+            let why = format!("{critical:?} must be <= shutdownGracePeriod {all:?}");
+            return Err(ConfigError::Invalid { field: "shutdownGracePeriodCriticalPods", why });
+        }
+        if !self.shutdown_grace_period_by_pod_priority.is_empty() && !all.is_zero() {
+            let why = "cannot be given together with shutdownGracePeriod".to_owned();
+            return Err(ConfigError::Invalid { field: "shutdownGracePeriodByPodPriority", why });
         }
         Ok(())
     }
@@ -408,6 +444,29 @@ mod tests {
         assert_eq!(config.other.keys().collect::<Vec<_>>(), ["somethingNew"]);
         assert_eq!(config.max_pods, 110);
         config.validate().unwrap();
+    }
+
+    #[test]
+    fn periods_of_a_shutdown_fit_together() {
+        for (all, critical, by_priority, fits) in [
+            (0, 0, false, true),
+            (30, 10, false, true),
+            (0, 0, true, true),
+            (10, 30, false, false),
+            (30, 10, true, false),
+        ] {
+            let periods = vec![ShutdownPeriod::default(); usize::from(by_priority)];
+            let config = KubeletConfiguration {
+                shutdown_grace_period: GoDuration::seconds(all),
+                shutdown_grace_period_critical_pods: GoDuration::seconds(critical),
+                shutdown_grace_period_by_pod_priority: periods,
+                ..KubeletConfiguration::default()
+            };
+            assert_eq!(config.validate().is_ok(), fits, "{all} {critical} {by_priority}");
+        }
+        let short = GoDuration(Duration::from_millis(500));
+        let config = KubeletConfiguration { shutdown_grace_period: short, ..KubeletConfiguration::default() };
+        assert!(config.validate().is_err());
     }
 
     #[test]

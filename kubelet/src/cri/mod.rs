@@ -5,15 +5,16 @@ mod create;
 mod events;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use crate::grpc;
 use crate::pod::observed::{self, RuntimePod, keys};
 
 pub use create::{ContainerConfig, Mount, stop_signal};
@@ -26,8 +27,6 @@ const MAX_MESSAGE: usize = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    #[error("the container runtime's address {0} cannot be used")]
-    Address(String, #[source] tonic::transport::Error),
     /// The runtime refused or failed a call. The text is the runtime's own, as users know it from events.
     #[error("rpc error: code = {code:?} desc = {message}")]
     Call { call: &'static str, code: Code, message: String },
@@ -84,23 +83,13 @@ macro_rules! rpc {
 
 impl Runtime {
     /// Connects when first used and again whenever the runtime has restarted.
-    pub fn new(socket: &Path) -> Result<Self, RuntimeError> {
-        let path: PathBuf = socket.to_owned();
-        let address = socket.display().to_string();
-        let endpoint =
-            Endpoint::try_from("http://runtime.local").map_err(|error| RuntimeError::Address(address, error))?;
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let path = path.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(path).await?;
-                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-            }
-        }));
-        Ok(Self {
+    pub fn new(socket: &Path) -> Self {
+        let channel = grpc::channel(socket);
+        Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             channel,
-        })
+        }
     }
 
     /// The connection itself, for containerd's own services.

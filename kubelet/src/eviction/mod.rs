@@ -206,7 +206,7 @@ impl Evictions {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, RuntimeError> {
-        stats::snapshot(&self.node.state, &stats::History::default()).await
+        stats::snapshot(&self.node.state, None, &stats::History::default()).await
     }
 }
 

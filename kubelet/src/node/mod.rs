@@ -1,6 +1,7 @@
 //! This machine as a node of the cluster: its object, its status, its lease.
 
 pub mod machine;
+pub mod readiness;
 pub mod status;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,10 @@ use tokio::sync::watch;
 use crate::events::{Level, Recorder};
 use crate::objects::api_error;
 use crate::state::NodeState;
+use crate::volumes::csi::{Names, VolumesInUse};
 use machine::Machine;
-use status::Inputs;
+use readiness::Obstacles;
+use status::{Inputs, Offered};
 
 /// How often a node that is not ready looks whether it has become so.
 const IMPATIENT: Duration = Duration::from_millis(500);
@@ -40,8 +43,16 @@ pub struct Identity {
     pub runtime_version: String,
 }
 
+/// What parts of the kubelet have to say about the node, and wake-ups when that changes.
+pub struct Sources {
+    pub obstacles: watch::Receiver<Obstacles>,
+    pub volumes_in_use: Arc<VolumesInUse>,
+    pub devices: watch::Receiver<Offered>,
+}
+
 pub struct NodeAgent {
     state: Arc<NodeState>,
+    sources: Sources,
     identity: Identity,
     machine: Machine,
     recorder: Recorder,
@@ -50,10 +61,17 @@ pub struct NodeAgent {
 }
 
 impl NodeAgent {
-    pub fn new(state: Arc<NodeState>, identity: Identity, machine: Machine, recorder: Recorder) -> Self {
+    pub fn new(
+        state: Arc<NodeState>,
+        sources: Sources,
+        identity: Identity,
+        machine: Machine,
+        recorder: Recorder,
+    ) -> Self {
         let client: Client = state.client.clone();
         Self {
             state,
+            sources,
             identity,
             machine,
             recorder,
@@ -149,6 +167,9 @@ impl NodeAgent {
 
     async fn status(&self, previous: &NodeStatus, images: &[ContainerImage]) -> NodeStatus {
         let runtime = self.state.runtime.status().await.map_err(|error| error.to_string());
+        let obstacles: Vec<String> = self.sources.obstacles.borrow().values().cloned().collect();
+        let volumes_in_use: Vec<String> = self.sources.volumes_in_use.wanted().into_iter().collect();
+        let devices = self.sources.devices.borrow().clone();
         let inputs = Inputs {
             machine: &self.machine,
             config: &self.state.config,
@@ -158,6 +179,9 @@ impl NodeAgent {
             runtime: runtime.as_ref().map_err(Clone::clone),
             images,
             pressure: self.state.pressure(),
+            obstacles: &obstacles,
+            volumes_in_use: &volumes_in_use,
+            devices: &devices,
             now: Timestamp::now(),
         };
         status::status(&inputs, previous)
@@ -169,7 +193,12 @@ impl NodeAgent {
         let mut images_at = tokio::time::Instant::now();
         let mut sent_at: Option<tokio::time::Instant> = None;
         let mut pod_cidr = String::new();
+        let (mut obstacles, mut devices) = (self.sources.obstacles.clone(), self.sources.devices.clone());
+        let mut volumes = self.sources.volumes_in_use.changes();
         loop {
+            obstacles.mark_unchanged();
+            devices.mark_unchanged();
+            volumes.mark_unchanged();
             if images_at.elapsed() >= IMAGES_EVERY {
                 images = self.images().await;
                 images_at = tokio::time::Instant::now();
@@ -181,10 +210,14 @@ impl NodeAgent {
             }
             let previous = node.status.clone().unwrap_or_default();
             let current = self.status(&previous, &images).await;
+            let in_use: Names = current.volumes_in_use.iter().flatten().cloned().collect();
             let due = sent_at.is_none_or(|at| at.elapsed() >= config.node_status_report_frequency.0);
-            if due || !status::same(&previous, &current) {
+            if !due && status::same(&previous, &current) {
+                self.sources.volumes_in_use.show(in_use);
+            } else {
                 match self.send(&previous, &current).await {
                     Ok(updated) => {
+                        self.sources.volumes_in_use.show(in_use);
                         self.tell_changes(&updated, &previous, &current);
                         node = updated;
                         sent_at = Some(tokio::time::Instant::now());
@@ -200,7 +233,13 @@ impl NodeAgent {
                 }
             }
             let ready = is_ready(&current) && sent_at.is_some();
-            tokio::time::sleep(if ready { config.node_status_update_frequency.0 } else { IMPATIENT }).await;
+            let pause = if ready { config.node_status_update_frequency.0 } else { IMPATIENT };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                Ok(()) = obstacles.changed() => {}
+                Ok(()) = devices.changed() => {}
+                Ok(()) = volumes.changed() => {}
+            }
         }
     }
 
@@ -330,6 +369,9 @@ fn changes(previous: &NodeStatus, current: &NodeStatus) -> Result<Map<String, Va
             (_, value) => value,
         };
         changes.insert(key, change);
+    }
+    if current.volumes_in_use.is_none() && previous.volumes_in_use.is_some() {
+        changes.insert("volumesInUse".to_owned(), Value::Null);
     }
     Ok(changes)
 }

@@ -35,7 +35,20 @@ pub struct Inputs<'a> {
     pub runtime: Result<&'a cri::StatusResponse, String>,
     pub images: &'a [ContainerImage],
     pub pressure: Pressure,
+    /// What beside the runtime keeps the node from being ready.
+    pub obstacles: &'a [String],
+    /// Names of the attachable volumes that are on the node, or on their way to it.
+    pub volumes_in_use: &'a [String],
+    /// What plugins offer beside the machine's own resources.
+    pub devices: &'a Offered,
     pub now: Timestamp,
+}
+
+/// Amounts of resources that plugins offer, by the resources' names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offered {
+    pub capacity: BTreeMap<String, i64>,
+    pub allocatable: BTreeMap<String, i64>,
 }
 
 fn bytes(value: i64) -> ApiQuantity {
@@ -99,7 +112,17 @@ pub fn allocatable(machine: &Machine, config: &KubeletConfiguration) -> (i64, i6
 
 /// The new status; conditions keep their transition times from `previous`.
 pub fn status(inputs: &Inputs<'_>, previous: &NodeStatus) -> NodeStatus {
-    let [capacity, allocatable] = capacity(inputs.machine, inputs.config);
+    let [mut capacity, mut allocatable] = capacity(inputs.machine, inputs.config);
+    for (all, offered, previous) in [
+        (&mut capacity, &inputs.devices.capacity, &previous.capacity),
+        (&mut allocatable, &inputs.devices.allocatable, &previous.allocatable),
+    ] {
+        all.extend(offered.iter().map(|(name, amount)| (name.clone(), decimal(*amount))));
+        // Resources that others have added to the node's status stay.
+        for (name, amount) in previous.iter().flatten().filter(|(name, _)| name.contains('/')) {
+            all.entry(name.clone()).or_insert_with(|| amount.clone());
+        }
+    }
     let addresses = inputs.host_ips.iter().map(|ip| ("InternalIP", ip.as_str())).chain([("Hostname", inputs.hostname)]);
     let handlers = inputs.runtime.as_ref().map(|status| runtime_handlers(status)).unwrap_or_default();
     NodeStatus {
@@ -117,6 +140,9 @@ pub fn status(inputs: &Inputs<'_>, previous: &NodeStatus) -> NodeStatus {
         node_info: Some(system_info(inputs)),
         images: Some(inputs.images.to_vec()),
         runtime_handlers: Some(handlers).filter(|list| !list.is_empty()).or_else(|| previous.runtime_handlers.clone()),
+        volumes_in_use: Some(inputs.volumes_in_use.to_vec()).filter(|list| !list.is_empty()),
+        // The attach/detach controller's.
+        volumes_attached: previous.volumes_attached.clone(),
         ..NodeStatus::default()
     }
 }
@@ -154,9 +180,10 @@ fn system_info(inputs: &Inputs<'_>) -> NodeSystemInfo {
 }
 
 /// Why the node is not ready; empty when it is.
-fn not_ready(runtime: &Result<&cri::StatusResponse, String>) -> Vec<String> {
+fn not_ready(runtime: &Result<&cri::StatusResponse, String>, obstacles: &[String]) -> Vec<String> {
+    let others = obstacles.iter().cloned();
     let status = match runtime {
-        Err(error) => return vec![format!("container runtime is down: {error}")],
+        Err(error) => return [format!("container runtime is down: {error}")].into_iter().chain(others).collect(),
         Ok(status) => status,
     };
     let conditions = status.status.iter().flat_map(|status| &status.conditions);
@@ -169,12 +196,12 @@ fn not_ready(runtime: &Result<&cri::StatusResponse, String>) -> Vec<String> {
         let (name, reason, message) = (&condition.r#type, &condition.reason, &condition.message);
         Some(format!("{what}: {name}=false reason:{reason} message:{message}"))
     });
-    unmet.collect()
+    unmet.chain(others).collect()
 }
 
 fn conditions(inputs: &Inputs<'_>, previous: &NodeStatus) -> Vec<NodeCondition> {
     let pressure = inputs.pressure;
-    let missing = not_ready(&inputs.runtime);
+    let missing = not_ready(&inputs.runtime, inputs.obstacles);
     let pick = |under: bool, yes: (&'static str, &str), no: (&'static str, &str)| {
         let (reason, message) = if under { yes } else { no };
         (under, reason, message.to_owned())
@@ -258,6 +285,8 @@ pub fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::AttachedVolume;
+
     use super::*;
 
     fn machine() -> Machine {
@@ -286,6 +315,9 @@ mod tests {
             runtime,
             images: &[],
             pressure: Pressure::default(),
+            obstacles: &[],
+            volumes_in_use: &[],
+            devices: &Offered::default(),
             now: Timestamp::from_second(second).unwrap(),
         };
         status(&inputs, previous)
@@ -309,6 +341,42 @@ mod tests {
         assert_eq!((changed("Ready"), changed("MemoryPressure")), (20, 10));
         assert!(!same(&down, &up));
         assert!(same(&up, &compute(Ok(&report(true)), &up, 30)));
+    }
+
+    #[test]
+    fn obstacles_and_resources_of_others() {
+        let config = KubeletConfiguration::default();
+        let devices = Offered {
+            capacity: BTreeMap::from([("example.com/gpu".to_owned(), 2)]),
+            allocatable: BTreeMap::from([("example.com/gpu".to_owned(), 1)]),
+        };
+        let report = report(true);
+        let inputs = Inputs {
+            machine: &machine(),
+            config: &config,
+            hostname: "n",
+            host_ips: &[],
+            runtime_version: "",
+            runtime: Ok(&report),
+            images: &[],
+            pressure: Pressure::default(),
+            obstacles: &["not yet".to_owned(), "going".to_owned()],
+            volumes_in_use: &["v".to_owned()],
+            devices: &devices,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let others = BTreeMap::from([("example.com/fpga".to_owned(), decimal(3)), ("old".to_owned(), decimal(4))]);
+        let attached = vec![AttachedVolume { name: "v".to_owned(), device_path: String::new() }];
+        let previous =
+            NodeStatus { capacity: Some(others), volumes_attached: Some(attached.clone()), ..NodeStatus::default() };
+        let status = status(&inputs, &previous);
+        let ready = status.conditions.as_ref().unwrap().last().unwrap();
+        assert_eq!((ready.status.as_str(), ready.message.as_deref()), ("False", Some("[not yet, going]")));
+        let capacity = status.capacity.unwrap();
+        assert_eq!((capacity["example.com/gpu"].0.as_str(), capacity["example.com/fpga"].0.as_str()), ("2", "3"));
+        assert!(!capacity.contains_key("old"));
+        assert_eq!(status.allocatable.unwrap()["example.com/gpu"].0, "1");
+        assert_eq!((status.volumes_in_use, status.volumes_attached), (Some(vec!["v".to_owned()]), Some(attached)));
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Offer<'a> {
     pub pods: usize,
     /// What the node is short of.
     pub pressure: Pressure,
+    /// The machine is about to go down.
+    pub is_going_down: bool,
     /// Names or prefixes ending in `*`, allowed beside the safe ones.
     pub allowed_sysctls: &'a [String],
 }
@@ -46,6 +48,9 @@ pub fn refuse(pod: &Pod, present: &[&Pod], offer: &Offer<'_>) -> Option<Verdict>
         message: format!("Pod was rejected: {message}"),
         ..Verdict::default()
     };
+    if offer.is_going_down {
+        return Some(verdict("NodeShutdown", "Pod was rejected as the node is shutting down.".to_owned()));
+    }
     if let Some(why) = eviction::keeps_out(pod, offer.pressure) {
         return Some(verdict("Evicted", why));
     }
@@ -134,6 +139,19 @@ mod tests {
         serde_json::from_value(serde_saphyr::from_str(&text).unwrap()).unwrap()
     }
 
+    fn offer(cpu_milli: i64) -> Offer<'static> {
+        let pressure = Pressure::default();
+        Offer { cpu_milli, memory: 1 << 30, pods: 3, pressure, is_going_down: false, allowed_sysctls: &[] }
+    }
+
+    #[test]
+    fn a_machine_that_goes_down_takes_no_pods() {
+        let offer = Offer { is_going_down: true, ..offer(1000) };
+        let verdict = refuse(&pod("{containers: [{name: a}]}"), &[], &offer).unwrap();
+        let message = "Pod was rejected: Pod was rejected as the node is shutting down.";
+        assert_eq!((verdict.reason, verdict.message.as_str()), ("NodeShutdown", message));
+    }
+
     #[test]
     fn refusals() {
         let big = "{containers: [{name: a, resources: {requests: {cpu: 1500m}}}]}";
@@ -154,7 +172,7 @@ mod tests {
         ] {
             let present: Vec<Pod> = present.into_iter().map(pod).collect();
             let pressure = Pressure::default();
-            let offer = Offer { cpu_milli: 2000, memory: 1 << 30, pods: 3, pressure, allowed_sysctls: &[] };
+            let offer = Offer { pressure, ..offer(2000) };
             let verdict = refuse(&pod(spec), &present.iter().collect::<Vec<_>>(), &offer);
             assert_eq!(verdict.map(|verdict| verdict.reason), want, "{spec}");
         }
@@ -162,9 +180,8 @@ mod tests {
 
     #[test]
     fn the_message_has_the_figures() {
-        let pressure = Pressure::default();
-        let offer = Offer { cpu_milli: 1000, memory: 1, pods: 9, pressure, allowed_sysctls: &[] };
-        let verdict = refuse(&pod("{containers: [{name: a, resources: {requests: {cpu: 2}}}]}"), &[], &offer).unwrap();
+        let verdict =
+            refuse(&pod("{containers: [{name: a, resources: {requests: {cpu: 2}}}]}"), &[], &offer(1000)).unwrap();
         assert_eq!(
             verdict.message,
             "Pod was rejected: Node didn't have enough resource: cpu, requested: 2000, used: 0, capacity: 1000"

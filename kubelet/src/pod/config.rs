@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use super::observed::keys;
 use super::{plan, qos};
 use crate::cri::{ContainerConfig, Mount, stop_signal};
+use crate::devices::DeviceOptions;
 
 /// Kernel files that containers do not see, and those that they see read-only, unless `procMount: Unmasked`.
 const MASKED_PATHS: [&str; 12] = [
@@ -205,6 +206,8 @@ pub struct ContainerSetup<'a> {
     pub image_user: String,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    /// What plugins give to the container; their mounts are among the others.
+    pub devices: DeviceOptions,
     /// The id of the container whose process namespace an ephemeral container joins.
     pub target: Option<String>,
     pub node_memory: i64,
@@ -225,13 +228,15 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<ContainerConfig, SpecError
     let mut labels = identity(pod);
     labels.insert(keys::CONTAINER_NAME.to_owned(), spec.name.clone());
     let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-    let annotations = [
+    let own = [
         (keys::CONTAINER_HASH, plan::container_hash(spec)),
         (keys::RESTART_COUNT, setup.restart_count.to_string()),
         (keys::TERMINATION_PATH, termination_path(spec).to_owned()),
         (keys::TERMINATION_POLICY, spec.termination_message_policy.clone().unwrap_or_default()),
         (keys::POD_GRACE, grace.to_string()),
     ];
+    let own = own.map(|(key, value)| (key.to_owned(), value));
+    let devices = setup.devices.clone();
     let linux = cri::LinuxContainerConfig {
         resources: Some(resources(pod, spec, setup.node_memory, setup.quota_period)),
         security_context: Some(security(&setup)?),
@@ -250,15 +255,18 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<ContainerConfig, SpecError
             ..Default::default()
         }),
         working_dir: spec.working_dir.clone().unwrap_or_default(),
-        envs: setup.env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
+        // The pod's own come last: it has the last word.
+        envs: devices.env.into_iter().chain(setup.env).map(|(key, value)| cri::KeyValue { key, value }).collect(),
         mounts: setup.mounts,
         labels,
-        annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+        annotations: devices.annotations.into_iter().chain(own).collect(),
         log_path: format!("{}/{}.log", spec.name, setup.restart_count),
         stdin: spec.stdin.unwrap_or(false),
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
         linux: Some(linux),
+        devices: devices.devices,
+        cdi_devices: devices.cdi_devices.into_iter().map(|name| cri::CdiDevice { name }).collect(),
         stop_signal: signal.map_or(0, stop_signal),
         ..Default::default()
     })
@@ -402,6 +410,7 @@ mod tests {
             image_user: image_user.into(),
             env: vec![("A".into(), "1".into())],
             mounts: vec![],
+            devices: DeviceOptions::default(),
             target: None,
             node_memory: 1 << 30,
             quota_period: 100_000,

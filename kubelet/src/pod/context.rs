@@ -7,11 +7,15 @@ use parking_lot::RwLock;
 use super::downward::Downward;
 use super::services::ServiceEnv;
 use crate::cgroups::Cgroups;
+use crate::devices::Devices;
 use crate::dns::NodeDns;
+use crate::dra::Claims;
 use crate::events::Recorder;
 use crate::images::Images;
+use crate::node::readiness::Readiness;
 use crate::objects::Objects;
 use crate::state::NodeState;
+use crate::volumes::csi::Csi;
 use crate::volumes::{PodCertificates, Tokens};
 use crate::watches::Watches;
 
@@ -21,6 +25,10 @@ pub struct NodeContext {
     pub services: Arc<ServiceEnv>,
     pub tokens: Tokens,
     pub certificates: PodCertificates,
+    pub csi: Arc<Csi>,
+    pub devices: Arc<Devices>,
+    pub claims: Arc<Claims>,
+    pub readiness: Arc<Readiness>,
     pub watches: Watches,
     pub images: Images,
     pub recorder: Recorder,

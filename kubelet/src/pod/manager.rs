@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
@@ -16,15 +16,16 @@ use tokio::sync::mpsc;
 use super::admission::{self, Offer};
 use super::api::name_of;
 use super::context::NodeContext;
+use super::mailbox::{Desired, Handle};
 use super::observed::keys;
 use super::plan::{self, Verdict};
-use super::worker::{self, Desired, Handle};
-use super::{annotation, annotations, log_files, run, runtime_uid, static_pods};
+use super::{annotation, annotations, log_files, run, runtime_uid, static_pods, worker};
 use crate::cri::{RuntimeError, RuntimeEvent};
 use crate::events::Level;
 use crate::eviction::Eviction;
+use crate::node::readiness::Obstacle;
 use crate::objects::api_error;
-use crate::volumes;
+use crate::volumes::csi;
 
 /// How often a mirror object that could not be made is tried again.
 const MIRROR_CHECK: Duration = Duration::from_secs(10);
@@ -200,6 +201,7 @@ impl Manager {
             memory: self.node.memory,
             pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
             pressure: self.node.state.pressure(),
+            is_going_down: self.node.readiness.has(Obstacle::Shutdown),
             allowed_sysctls: &config.allowed_unsafe_sysctls,
         };
         let verdict = admission::refuse(pod, &present, &offer)?;
@@ -371,17 +373,29 @@ impl Manager {
             Ok(orphans) => {
                 for (uid, pod) in orphans {
                     tracing::info!(uid, pod = name_of(&pod), "ending a pod that nobody wants any more");
-                    let pod = Arc::new(pod);
-                    let desired = Desired { pod: pod.clone(), object: None, removed: true, verdict: None };
-                    let handle = worker::spawn(&self.node, desired, self.ended.0.clone());
-                    let key = key(&pod);
-                    let entry = Entry { handle, key, is_static: false, object: None, pod, removed: true };
-                    self.workers.insert(uid, entry);
+                    self.end_orphan(uid, pod);
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot look for orphaned pods in the container runtime"),
         }
-        self.clean_disk();
+        self.clean_logs();
+        for uid in self.leftovers() {
+            tracing::info!(uid, "removing what an earlier pod left behind");
+            let mut pod = Pod { spec: Some(PodSpec::default()), ..Pod::default() };
+            pod.metadata.uid = Some(uid.clone());
+            self.end_orphan(uid, pod);
+        }
+        self.node.devices.retain_pods(|uid| self.workers.contains_key(uid) || self.waiting.contains_key(uid));
+        tokio::spawn(csi::take_back_unused(self.node.csi.clone()));
+    }
+
+    /// A worker ends the pod and tries until nothing is left of it.
+    fn end_orphan(&mut self, uid: String, pod: Pod) {
+        let pod = Arc::new(pod);
+        let desired = Desired { pod: pod.clone(), object: None, removed: true, verdict: None };
+        let handle = worker::spawn(&self.node, desired, self.ended.0.clone());
+        let key = key(&pod);
+        self.workers.insert(uid, Entry { handle, key, is_static: false, object: None, pod, removed: true });
     }
 
     async fn runtime_orphans(&self) -> Result<HashMap<String, Pod>, RuntimeError> {
@@ -397,24 +411,15 @@ impl Manager {
             .collect())
     }
 
-    fn clean_disk(&self) {
-        let root = &self.node.state.root_dir;
-        let directories = fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
+    /// Pods that have no worker and left a directory, a cgroup or a claim.
+    fn leftovers(&self) -> BTreeSet<String> {
+        let directories = fs::read_dir(self.node.state.root_dir.join("pods")).into_iter().flatten().flatten();
         let on_disk = directories.filter_map(|entry| entry.file_name().into_string().ok());
-        let leftovers: BTreeSet<String> = on_disk.chain(self.node.cgroups.pods()).collect();
-        for uid in leftovers {
-            if self.workers.contains_key(&uid) || self.waiting.contains_key(&uid) {
-                continue;
-            }
-            tracing::info!(uid, "removing what an earlier pod left behind");
-            if let Err(error) = volumes::release(root, &uid).and_then(|()| volumes::remove_pod_dir(root, &uid)) {
-                tracing::warn!(uid, %error, "cannot remove the directory of an earlier pod");
-            }
-            if let Err(error) = self.node.cgroups.remove_pod(&uid) {
-                tracing::warn!(uid, %error, "cannot remove the cgroup of an earlier pod");
-            }
-        }
-        self.clean_logs();
+        on_disk
+            .chain(self.node.cgroups.pods())
+            .chain(self.node.claims.users())
+            .filter(|uid| !self.workers.contains_key(uid) && !self.waiting.contains_key(uid))
+            .collect()
     }
 
     /// Logs go last when a pod is forgotten: a kubelet that ended just before has left nothing else.

@@ -9,7 +9,8 @@ pub mod context;
 pub mod downward;
 pub mod env;
 mod hooks;
-pub mod log_files;
+mod log_files;
+mod mailbox;
 pub mod manager;
 pub mod observed;
 pub mod plan;
@@ -20,6 +21,7 @@ pub mod services;
 mod static_pods;
 pub mod status;
 pub mod status_patch;
+mod termination;
 pub mod worker;
 
 use k8s_openapi::api::core::v1::Pod;

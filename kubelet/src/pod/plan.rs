@@ -58,6 +58,21 @@ pub struct Verdict {
     pub is_disruption: bool,
 }
 
+/// Why a pod could not be prepared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unprepared {
+    /// Not now; it is tried again.
+    Problem(Problem),
+    /// Never on this node.
+    Refused(Verdict),
+}
+
+impl From<Problem> for Unprepared {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
 /// What the worker remembers between two looks at the pod.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -83,6 +98,8 @@ pub struct Facts {
     pub ending_since: Option<Timestamp>,
     /// Volumes are unmounted and the cgroup is gone.
     pub released: bool,
+    /// Giving back what the pod holds failed; not again before this time.
+    pub release_retry: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -340,7 +357,10 @@ fn end(pod: &Pod, observed: &RuntimePod, facts: &Facts, now: Timestamp, deleted:
     if let Some(sandbox) = observed.sandboxes.iter().find(|sandbox| sandbox.ready) {
         plan.push(Action::StopSandbox { id: sandbox.id.clone() });
     } else if !facts.released {
-        plan.push(Action::Release);
+        match facts.release_retry {
+            Some(retry) if retry > now => plan.look_at(retry),
+            _ => plan.push(Action::Release),
+        }
     } else if facts.removed {
         forget(observed, plan);
     } else if deleted {

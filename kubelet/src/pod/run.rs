@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use super::config::{self, ContainerSetup, SandboxSetup};
 use super::context::NodeContext;
 use super::observed::RuntimePod;
-use super::plan::Problem;
+use super::plan::{Problem, Unprepared, Verdict};
 use super::{env, hooks, log_files, runtime_uid, status};
 use crate::cri::{ContainerConfig, Mount};
 use crate::events::Level;
@@ -93,12 +93,14 @@ impl Job {
             objects: &self.node.objects,
             tokens: &self.node.tokens,
             certificates: &self.node.certificates,
+            csi: &self.node.csi,
             downward: &downward,
         };
         volumes::setup(&self.pod, &cx).await.map(Arc::new)
     }
 
-    pub async fn create_sandbox(&self, attempt: u32) -> Result<Arc<Volumes>, Problem> {
+    pub async fn create_sandbox(&self, attempt: u32) -> Result<Arc<Volumes>, Unprepared> {
+        self.allocate_devices().await.map_err(Unprepared::Refused)?;
         let warn = |reason, message: String| {
             self.node.recorder.pod(&self.pod, Level::Warning, reason, message.clone());
             problem(reason, message, RETRY_SANDBOX)
@@ -112,6 +114,10 @@ impl Job {
             .mount_volumes()
             .await
             .map_err(|error| warn("FailedMount", format!("Unable to attach or mount volumes: {}", chain(&error))))?;
+        self.node.claims.prepare(&self.pod).await.map_err(|error| {
+            let why = format!("prepare dynamic resources: {}", chain(&error));
+            warn("FailedPrepareDynamicResources", format!("Failed to prepare dynamic resources: {why}"))
+        })?;
         let directory = self.log_dir();
         fs::create_dir_all(&directory).map_err(|error| {
             warn(
@@ -139,6 +145,17 @@ impl Job {
             .await
             .map_err(|error| warn("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}")))?;
         Ok(volumes)
+    }
+
+    /// A pod that cannot have the devices that it asks for does not run here.
+    async fn allocate_devices(&self) -> Result<(), Verdict> {
+        let allocated = self.node.devices.allocate(&self.pod).await;
+        allocated.map_err(|error| {
+            let why = format!("Allocate failed due to {}, which is unexpected", chain(&error));
+            let (reason, message) = ("UnexpectedAdmissionError", format!("Pod was rejected: {why}"));
+            self.node.recorder.pod(&self.pod, Level::Warning, reason, message.clone());
+            Verdict { reason, message, ..Verdict::default() }
+        })
     }
 
     /// Image, environment, mounts, create, start, postStart hook.
@@ -245,7 +262,10 @@ impl Job {
             None => self.mount_volumes().await.map_err(|error| chain(&error))?,
         };
         let cx = MountContext { pod: &self.pod, volumes: &volumes, images, env: &environment, root_dir: self.root() };
-        let mut mounts = volumes::container_mounts(spec, &cx).map_err(|error| chain(&error))?;
+        let mut devices = self.node.devices.start(&self.pod, spec).await.map_err(|error| chain(&error))?;
+        devices.cdi_devices.extend(self.node.claims.cdi_devices(&self.pod, spec).map_err(|error| chain(&error))?);
+        let mut mounts = std::mem::take(&mut devices.mounts);
+        mounts.extend(volumes::container_mounts(spec, &cx).map_err(|error| chain(&error))?);
         mounts.extend(self.hosts_mount(spec, &pod_ips)?);
         mounts.push(self.termination_mount(spec, restart_count)?);
         let ephemeral = self.pod.spec.iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
@@ -263,6 +283,7 @@ impl Job {
             image_user: image.username,
             env: environment,
             mounts,
+            devices,
             target,
             node_memory: self.node.memory,
             quota_period: self.quota_period(),
@@ -424,9 +445,13 @@ impl Job {
         }
     }
 
-    /// Unmounts the volumes and removes the cgroup. True when nothing is left.
+    /// Gives claims and devices back, unmounts the volumes and removes the cgroup. True when nothing is left.
     pub async fn release(&self) -> bool {
-        let volumes = volumes::release(self.root(), self.uid());
+        let claims = self.node.claims.release(self.uid()).await;
+        if let Err(error) = &claims {
+            tracing::warn!(pod = self.uid(), error = chain(error), "cannot give resource claims back");
+        }
+        let volumes = volumes::release(self.root(), self.uid(), &self.node.csi).await;
         // The kernel lets go of the last processes a little after they have ended.
         let mut cgroup = self.node.cgroups.remove_pod(self.uid());
         for _ in 0..CGROUP_REMOVALS {
@@ -442,7 +467,11 @@ impl Job {
         if let Err(error) = &cgroup {
             tracing::warn!(pod = self.uid(), error = chain(error), "cannot remove cgroup");
         }
-        volumes.is_ok() && cgroup.is_ok()
+        let done = claims.is_ok() && volumes.is_ok() && cgroup.is_ok();
+        if done {
+            self.node.devices.release(self.uid());
+        }
+        done
     }
 
     /// Removes what is left on disk.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::annotations;
 use crate::config::KubeletConfiguration;
+use crate::directory_watch::DirectoryWatch;
 
 /// No manifest is larger than an object in the API may be.
 const MAX_SIZE: u64 = 3 << 20;
@@ -56,7 +57,7 @@ impl Source {
     /// Sends the complete set whenever it has changed.
     pub async fn follow(self, updates: mpsc::Sender<Vec<Pod>>) {
         let mut last: Option<Vec<String>> = None;
-        let mut watch = DirectoryWatch::new(&self.directory);
+        let mut watch = watch(&self.directory);
         loop {
             let pods = self.read_all();
             let uids: Vec<String> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
@@ -158,49 +159,18 @@ pub fn mirror(pod: &Pod, node_name: &str, node_uid: &str) -> Pod {
     mirror
 }
 
-/// Wakes at changes in a directory, where the kernel offers that; otherwise only time passes.
-struct DirectoryWatch {
-    /// The inotify queue; to tokio it is a readable file descriptor like a pipe.
-    queue: Option<tokio::net::unix::pipe::Receiver>,
-    _inotify: Option<nix::sys::inotify::Inotify>,
-}
-
-impl DirectoryWatch {
-    fn new(directory: &Path) -> Self {
-        use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-        use std::os::fd::AsFd;
-        let open = || -> std::io::Result<_> {
-            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-            let changes = AddWatchFlags::IN_CLOSE_WRITE
-                | AddWatchFlags::IN_MOVED_TO
-                | AddWatchFlags::IN_MOVED_FROM
-                | AddWatchFlags::IN_DELETE;
-            inotify.add_watch(directory, changes)?;
-            let descriptor = inotify.as_fd().try_clone_to_owned()?;
-            Ok((tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(descriptor)?, inotify))
-        };
-        match open() {
-            Ok((queue, inotify)) => Self { queue: Some(queue), _inotify: Some(inotify) },
-            Err(error) if is_missing(&error) => {
-                tracing::debug!(path = %directory.display(), "no directory of static pods, looking from time to time");
-                Self { queue: None, _inotify: None }
-            }
-            Err(error) => {
-                let path = directory.display();
-                tracing::warn!(%path, %error, "cannot watch for static pods, looking from time to time");
-                Self { queue: None, _inotify: None }
-            }
+/// Wakes when a manifest changes, if the directory can be watched.
+fn watch(directory: &Path) -> DirectoryWatch {
+    let opened = DirectoryWatch::new().and_then(|watch| watch.add(directory).map(|()| watch));
+    opened.unwrap_or_else(|error| {
+        let path = directory.display();
+        if is_missing(&error) {
+            tracing::debug!(%path, "no directory of static pods, looking from time to time");
+        } else {
+            tracing::warn!(%path, %error, "cannot watch for static pods, looking from time to time");
         }
-    }
-
-    async fn changed(&mut self, at_most: Duration) {
-        let Some(queue) = &mut self.queue else { return tokio::time::sleep(at_most).await };
-        // Without a change the time has passed, which is a reason to look as well.
-        let _elapsed = tokio::time::timeout(at_most, queue.readable()).await;
-        let mut buffer = [0u8; 4096];
-        // Which file it was does not matter; all are read again.
-        while queue.try_read(&mut buffer).is_ok_and(|count| count > 0) {}
-    }
+        DirectoryWatch::blind()
+    })
 }
 
 #[cfg(test)]

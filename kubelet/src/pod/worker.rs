@@ -6,23 +6,23 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::api::{self, name_of};
 use super::context::NodeContext;
+use super::mailbox::{Desired, Handle, Wake};
 use super::observed::{Container, RunState, RuntimePod};
-use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem};
+use super::plan::{self, Action, Facts, Health, Lane, Plan, Problem, Unprepared};
 use super::qos::Resources;
 use super::reporter::Reporter;
 use super::run::{self, Job};
-use super::{log_files, runtime_uid, status};
+use super::{runtime_uid, status, termination};
 use crate::events::Level;
 use crate::objects::api_error;
 use crate::probes::{Kind, Prober, Report, Target};
@@ -36,52 +36,17 @@ const RELIST: Duration = Duration::from_secs(60);
 const REFRESH: Duration = Duration::from_secs(600);
 /// After a refresh that failed.
 const REFRESH_RETRY: Duration = Duration::from_secs(20);
+/// After what the pod holds could not be given back.
+const RELEASE_RETRY: Duration = Duration::from_secs(5);
 /// How long the CRI may lag behind containerd's own exit event, and how often to ask meanwhile.
 const EXIT_LAG: Duration = Duration::from_secs(2);
 const EXIT_POLL: Duration = Duration::from_millis(15);
 
 type Notes = Option<std::collections::BTreeMap<String, String>>;
 
-/// What the pod should be.
-#[derive(Clone, Debug)]
-pub struct Desired {
-    /// The specification that runs: the API's object, or the static pod's file.
-    pub pod: Arc<Pod>,
-    /// The API's object that shows the pod: the same one, or the mirror of a static pod.
-    pub object: Option<Arc<Pod>>,
-    /// The source has no such pod any more.
-    pub removed: bool,
-    pub verdict: Option<plan::Verdict>,
-}
-
-/// The manager's end of a worker.
-pub struct Handle {
-    pub desired: watch::Sender<Desired>,
-    wake: Arc<Wake>,
-}
-
-#[derive(Default)]
-struct Wake {
-    notify: Notify,
-    /// Containers that containerd says have ended.
-    exited: Mutex<HashSet<String>>,
-    /// Something that a volume shows has changed.
-    volumes_stale: AtomicBool,
-}
-
-impl Handle {
-    /// Something happened in the runtime; with an id: this container or sandbox has ended.
-    pub fn wake(&self, exited: Option<String>) {
-        if let Some(id) = exited {
-            self.wake.exited.lock().insert(id);
-        }
-        self.wake.notify.notify_one();
-    }
-}
-
 /// What an action or a report leaves behind.
 enum Outcome {
-    Sandbox(Result<Arc<Volumes>, Problem>),
+    Sandbox(Result<Arc<Volumes>, Unprepared>),
     Started {
         name: String,
         /// The dead container that this start replaces.
@@ -167,7 +132,7 @@ pub fn spawn(node: &Arc<NodeContext>, desired: Desired, ended: mpsc::UnboundedSe
         // The manager outlives its workers, except at the end of the process.
         let _ = ended.send(uid);
     });
-    Handle { desired: sender, wake }
+    Handle::new(sender, wake)
 }
 
 impl Worker {
@@ -250,8 +215,7 @@ impl Worker {
         }
         self.messages.retain(|id, _| observed.by_id(id).is_some());
         for container in observed.containers.iter_mut().filter(|container| container.state == RunState::Exited) {
-            let message =
-                self.messages.entry(container.id.clone()).or_insert_with(|| log_files::termination_message(container));
+            let message = self.messages.entry(container.id.clone()).or_insert_with(|| termination::message(container));
             if !message.is_empty() {
                 container.message.clone_from(message);
             }
@@ -460,8 +424,11 @@ impl Worker {
             .reporter
             .compute(|previous| status::status(&seen, observed, &status::Context { facts, host_ips, now, previous }));
         seen.status = Some(computed.clone());
-        let uid = runtime_uid(&desired.pod);
-        self.node.state.publish(uid, PodView { pod: Arc::new(seen), observed: observed.clone() });
+        // What an earlier pod left on the disk has no name, and nobody asks for it.
+        if seen.metadata.name.is_some() {
+            let uid = runtime_uid(&desired.pod);
+            self.node.state.publish(uid, PodView { pod: Arc::new(seen), observed: observed.clone() });
+        }
 
         let Some(object) = desired.object.clone().filter(|_| !desired.removed) else { return };
         let Some((patch, status)) = self.reporter.next(&object) else { return };
@@ -556,7 +523,10 @@ impl Worker {
                 self.take_volumes(Some(volumes));
                 self.facts.pod_problem = None;
             }
-            Outcome::Sandbox(Err(problem)) => self.facts.pod_problem = Some(problem),
+            Outcome::Sandbox(Err(Unprepared::Problem(problem))) => self.facts.pod_problem = Some(problem),
+            Outcome::Sandbox(Err(Unprepared::Refused(verdict))) => {
+                self.facts.verdict.get_or_insert(verdict);
+            }
             Outcome::Started { name, replaced, result } => self.started(name, replaced.as_deref(), result),
             Outcome::Resized { id, resources, result: Ok(()) } => {
                 self.facts.resize_retry = None;
@@ -572,7 +542,10 @@ impl Worker {
                 self.refreshing = None;
                 self.take_volumes(volumes);
             }
-            Outcome::Released(done) => self.facts.released = done,
+            Outcome::Released(done) => {
+                self.facts.released = done;
+                self.facts.release_retry = if done { None } else { Timestamp::now().checked_add(RELEASE_RETRY).ok() };
+            }
             Outcome::Deleted(Ok(())) => self.facts.removed = true,
             Outcome::Done => {}
             Outcome::Deleted(Err(error)) => tracing::warn!(error = api_error(&error), "cannot delete the pod's object"),

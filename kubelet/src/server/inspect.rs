@@ -40,7 +40,7 @@ fn metrics(text: String) -> Response<Body> {
 }
 
 async fn measured(server: &Server, view: impl Fn(&stats::Snapshot) -> Response<Body>) -> Response<Body> {
-    match stats::snapshot(&server.state, &server.history).await {
+    match stats::snapshot(&server.state, Some(&server.csi), &server.history).await {
         Ok(snapshot) => view(&snapshot),
         Err(error) => body::text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to list pod stats: {error}")),
     }

@@ -30,6 +30,7 @@ use crate::cri::Runtime;
 use crate::pod::observed::keys;
 use crate::state::{NodeState, PodView};
 use crate::streaming::passthrough;
+use crate::volumes::csi::Csi;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -45,18 +46,21 @@ impl Live {
     async fn start(script: &str) -> Self {
         apimachinery::process::install_crypto_provider();
         let socket = std::env::var("KUBELET_TEST_RUNTIME").expect("KUBELET_TEST_RUNTIME names the runtime's socket");
-        let runtime = Runtime::new(socket.as_ref()).expect("an address");
+        let runtime = Runtime::new(socket.as_ref());
         let mut config = KubeletConfiguration::default();
         config.authentication.anonymous.enabled = true;
         config.authorization.mode = "AlwaysAllow".into();
         let client =
             kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().expect("a URL"))).expect("a client");
+        let objects = crate::objects::Objects::new(client.clone());
+        let csi = Arc::new(Csi::new("/var/lib/kubelet".into(), "n", objects, Arc::default()));
         let state = Arc::new(NodeState::new("n".into(), Arc::new(config), client, runtime, "/var/lib/kubelet".into()));
         let uid = uuid::Uuid::new_v4().to_string();
         let sandbox = run_pod(&state.runtime, &uid, script).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let server = Arc::new(Server { auth: Auth::new(&state), state: state.clone(), history: Default::default() });
+        let server =
+            Arc::new(Server { auth: Auth::new(&state), state: state.clone(), csi, history: Default::default() });
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve_http(stream, server.clone(), None));

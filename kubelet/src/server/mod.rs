@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certificates::Live;
 use crate::state::NodeState;
+use crate::volumes::csi::Csi;
 use auth::{Auth, PeerCertificate};
 use body::Body;
 
@@ -55,6 +56,7 @@ pub enum ServerError {
 /// What every request handler gets.
 pub struct Server {
     state: Arc<NodeState>,
+    csi: Arc<Csi>,
     auth: Auth,
     history: stats::History,
 }
@@ -65,6 +67,7 @@ pub struct Server {
 /// issues none (`certificate`).
 pub async fn start(
     state: Arc<NodeState>,
+    csi: Arc<Csi>,
     certificate_dir: &std::path::Path,
     certificate: Option<Arc<Live>>,
     shutdown: CancellationToken,
@@ -74,7 +77,7 @@ pub async fn start(
     let address = SocketAddr::new(ip, config.port);
     let acceptor = tls::acceptor(&config, &state.node_name, certificate_dir, certificate)?;
     let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })?;
-    let server = Arc::new(Server { auth: Auth::new(&state), state, history: stats::History::default() });
+    let server = Arc::new(Server { auth: Auth::new(&state), state, csi, history: stats::History::default() });
     tokio::spawn(accept(listener, acceptor, server, shutdown));
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! lays it out), and mounts are looked up in the kernel's table, so setting up twice changes nothing and cleaning up
 //! needs no record.
 
+mod claims;
+pub mod csi;
 mod mount;
 mod payload;
 mod pem;
@@ -21,11 +23,10 @@ use std::path::{Path, PathBuf};
 use apimachinery::meta::Quantity;
 use jiff::Timestamp;
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{
-    Container as Spec, HostPathVolumeSource, PersistentVolumeClaimVolumeSource, Pod, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container as Spec, HostPathVolumeSource, Pod, Volume, VolumeMount};
 use nix::unistd::{Gid, chown};
 
+use csi::{Csi, CsiError, Source, Wanted};
 pub use mount::{MountError, unmount_below};
 pub use payload::PayloadError;
 pub use pod_certificates::PodCertificates;
@@ -53,8 +54,12 @@ pub enum VolumeError {
     HostPathType { path: PathBuf, expected: &'static str },
     #[error("volume type of {0:?} is not supported by this kubelet")]
     Unsupported(String),
-    #[error("persistentvolumeclaim {0:?} is not bound")]
-    NotBound(String),
+    #[error("error processing PVC {namespace}/{name}: {source}")]
+    Claim { namespace: String, name: String, source: Box<claims::ClaimError> },
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
+    Csi { volume: String, source: CsiError },
+    #[error("UnmountVolume.TearDown failed: {0}")]
+    Release(#[from] CsiError),
     #[error("volume {0:?} is not defined in the pod")]
     NoVolume(String),
 }
@@ -91,6 +96,7 @@ pub struct VolumeContext<'a> {
     pub objects: &'a Objects,
     pub tokens: &'a Tokens,
     pub certificates: &'a PodCertificates,
+    pub csi: &'a Csi,
     pub downward: &'a Downward<'a>,
 }
 
@@ -108,14 +114,23 @@ pub fn make_pod_dirs(root_dir: &Path, uid: &str) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Unmounts whatever is mounted below the pod's directory; the directory stays for the logs of termination messages.
-pub fn release(root_dir: &Path, uid: &str) -> Result<(), VolumeError> {
+/// Gives the drivers' volumes back and unmounts whatever else is mounted below the pod's directory, which stays for the
+/// logs of termination messages.
+pub async fn release(root_dir: &Path, uid: &str, csi: &Csi) -> Result<(), VolumeError> {
     let pod = pod_dir(root_dir, uid);
+    // They hold the volumes that they are parts of.
+    unmount_below(&pod.join("volume-subpaths"))?;
+    csi.release(uid).await?;
     unmount_below(&pod)?;
     for name in ["volumes", "volume-subpaths"] {
         remove(&pod.join(name))?;
     }
     Ok(())
+}
+
+/// Whether volumes of the pod are still set up.
+pub fn has_volumes(root_dir: &Path, uid: &str) -> bool {
+    pod_dir(root_dir, uid).join("volumes").exists()
 }
 
 /// Removes the pod's directory. Call [`release`] first: a mount left inside would be emptied.
@@ -150,8 +165,16 @@ pub fn may_change(pod: &Pod) -> bool {
             || volume.secret.is_some()
             || volume.projected.is_some()
             || volume.downward_api.is_some()
+            || volume.persistent_volume_claim.is_some()
+            || volume.ephemeral.is_some()
+            || volume.csi.is_some()
     });
     changing.next().is_some()
+}
+
+/// The claim that a volume of the pod refers to, if it does.
+pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
+    claims::reference(pod, volume).map(|reference| reference.claim)
 }
 
 fn fs_group(pod: &Pod) -> Option<u32> {
@@ -180,8 +203,13 @@ async fn one(pod: &Pod, volume: &Volume, cx: &VolumeContext<'_>) -> Result<(Moun
     if volume.image.is_some() {
         return lasting(Mounted::Image);
     }
-    if let Some(claim) = &volume.persistent_volume_claim {
-        return lasting(persistent(pod, claim, cx).await?);
+    if let Some(reference) = claims::reference(pod, volume) {
+        return persistent(pod, volume, &reference, cx).await;
+    }
+    if let Some(source) = &volume.csi {
+        let read_only = source.read_only.unwrap_or(false);
+        let wanted = Wanted { pod, volume: &volume.name, source: Source::Inline(source), claim: None, read_only };
+        return of_driver(&wanted, cx).await;
     }
     let Some(content) = projected::content(pod, volume, cx).await? else {
         return Err(VolumeError::Unsupported(volume.name.clone()));
@@ -237,26 +265,42 @@ fn host_path(source: &HostPathVolumeSource) -> Result<(), VolumeError> {
     }
 }
 
-/// Claims bound to `hostPath` and `local` volumes; others need a driver.
+/// The volume behind a claim: a directory of this node or a driver's.
 async fn persistent(
     pod: &Pod,
-    source: &PersistentVolumeClaimVolumeSource,
+    volume: &Volume,
+    reference: &claims::Reference,
     cx: &VolumeContext<'_>,
-) -> Result<Mounted, VolumeError> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let claim = cx.objects.claim(namespace, &source.claim_name).await?;
-    let bound = claim.spec.and_then(|spec| spec.volume_name).filter(|name| !name.is_empty());
-    let name = bound.ok_or_else(|| VolumeError::NotBound(source.claim_name.clone()))?;
-    let spec = cx.objects.volume(&name).await?.spec.unwrap_or_default();
-    let read_only = source.read_only.unwrap_or(false);
+) -> Result<(Mounted, Option<Timestamp>), VolumeError> {
+    let read_only = reference.read_only;
+    let resolved = claims::resolve(pod, volume, reference, cx.objects).await;
+    let (claim, found) = resolved.map_err(|source| VolumeError::Claim {
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: reference.claim.clone(),
+        source: Box::new(source),
+    })?;
+    let Some(spec) = &found.spec else { return Err(VolumeError::Unsupported(volume.name.clone())) };
     if let Some(host) = &spec.host_path {
         host_path(host)?;
-        return Ok(Mounted::Path { path: PathBuf::from(&host.path), read_only });
+        return Ok((Mounted::Path { path: PathBuf::from(&host.path), read_only }, None));
     }
-    match spec.local {
-        Some(local) => Ok(Mounted::Path { path: PathBuf::from(local.path), read_only }),
-        None => Err(VolumeError::Unsupported(name)),
+    if let Some(local) = &spec.local {
+        return Ok((Mounted::Path { path: PathBuf::from(&local.path), read_only }, None));
     }
+    match &spec.csi {
+        Some(source) if spec.volume_mode.as_deref() != Some("Block") => {
+            let source = Source::Persistent(&found, source);
+            let wanted = Wanted { pod, volume: &volume.name, source, claim: Some(&claim), read_only };
+            of_driver(&wanted, cx).await
+        }
+        _ => Err(VolumeError::Unsupported(volume.name.clone())),
+    }
+}
+
+async fn of_driver(wanted: &Wanted<'_>, cx: &VolumeContext<'_>) -> Result<(Mounted, Option<Timestamp>), VolumeError> {
+    let published = cx.csi.publish(wanted, cx.tokens).await;
+    let published = published.map_err(|source| VolumeError::Csi { volume: wanted.name().to_owned(), source })?;
+    Ok((Mounted::Path { path: published.path, read_only: wanted.read_only }, published.refresh_at))
 }
 
 /// What the mounts of one container are made from beside its spec.

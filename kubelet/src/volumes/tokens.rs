@@ -34,7 +34,7 @@ struct Key {
 pub struct Token {
     pub text: String,
     pub refresh_at: Timestamp,
-    expires_at: Timestamp,
+    pub(super) expires_at: Timestamp,
 }
 
 pub struct Tokens {

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::cri::RuntimeError;
 use crate::pod::observed::keys;
 use crate::state::{NodeState, PodView};
+use crate::volumes::csi::{Csi, VolumeStats};
 use kernel::{Filesystem, Interface};
 
 /// Processor time and memory of something, at one time. What is not known is `None`.
@@ -54,6 +55,8 @@ pub struct PodUsage {
     pub containers: Vec<ContainerUsage>,
     /// Empty for pods on the node's network.
     pub interfaces: Vec<Interface>,
+    /// Of drivers that can tell.
+    pub volumes: Vec<VolumeStats>,
 }
 
 impl PodUsage {
@@ -103,8 +106,8 @@ impl History {
     }
 }
 
-/// Measures everything.
-pub async fn snapshot(state: &Arc<NodeState>, history: &History) -> Result<Snapshot, RuntimeError> {
+/// Measures everything; volumes only if there is somebody to ask.
+pub async fn snapshot(state: &Arc<NodeState>, csi: Option<&Csi>, history: &History) -> Result<Snapshot, RuntimeError> {
     let (stats, images) = tokio::try_join!(state.runtime.list_container_stats(), state.runtime.image_fs_info())?;
     let time = Timestamp::now();
     let mut by_pod: HashMap<String, Vec<cri::ContainerStats>> = HashMap::new();
@@ -118,7 +121,12 @@ pub async fn snapshot(state: &Arc<NodeState>, history: &History) -> Result<Snaps
         let containers = by_pod.remove(view.uid()).unwrap_or_default();
         let containers = containers.into_iter().filter_map(|stats| container(state, &view, stats, time, history));
         let containers = containers.collect();
-        pods.push(PodUsage { interfaces: pod_interfaces(state, &view, history).await, containers, view });
+        let interfaces = pod_interfaces(state, &view, history).await;
+        let volumes = match csi {
+            Some(csi) => csi.stats(view.uid()).await,
+            None => Vec::new(),
+        };
+        pods.push(PodUsage { interfaces, volumes, containers, view });
     }
     let known = |id: &str| pods.iter().any(|pod| pod.containers.iter().any(|container| container.id == id));
     let sandboxes = |id: &str| pods.iter().any(|pod| pod.view.observed.sandboxes.iter().any(|s| s.id == id));

@@ -2,10 +2,13 @@
 //! dashboards and autoscalers read.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
 use super::kernel::{Filesystem, Interface};
 use super::{ContainerUsage, PodUsage, Snapshot, Usage};
+use crate::volumes::claim_name;
+use crate::volumes::csi::VolumeStats;
 
 /// With `brief` only processor time and memory, which is all that autoscaling needs.
 pub fn summary(snapshot: &Snapshot, brief: bool) -> Value {
@@ -50,6 +53,10 @@ fn pod(usage: &PodUsage, snapshot: &Snapshot, brief: bool) -> Value {
         if !usage.interfaces.is_empty() {
             pod.insert("network".into(), network(&usage.interfaces, now));
         }
+        if !usage.volumes.is_empty() {
+            let volumes = usage.volumes.iter().map(|stats| volume(stats, &view.pod, now));
+            pod.insert("volume".into(), volumes.collect());
+        }
         let used = usage.containers.iter().map(|c| c.logs + c.layer.0.unwrap_or(0)).sum();
         let disk = snapshot.disk.map(|disk| Filesystem { used, ..disk });
         pod.insert("ephemeral-storage".into(), filesystem(disk, now));
@@ -76,6 +83,27 @@ fn container(usage: &ContainerUsage, snapshot: &Snapshot, brief: bool) -> Value 
         container.insert("logs".into(), filesystem(logs, now));
     }
     container.into()
+}
+
+fn volume(stats: &VolumeStats, pod: &Pod, now: Timestamp) -> Value {
+    let (bytes, inodes) = (stats.bytes, stats.inodes);
+    let mut volume = figures(
+        now,
+        &[
+            ("availableBytes", bytes.map(|figures| figures.available)),
+            ("capacityBytes", bytes.map(|figures| figures.total)),
+            ("usedBytes", bytes.map(|figures| figures.used)),
+            ("inodesFree", inodes.map(|figures| figures.available)),
+            ("inodes", inodes.map(|figures| figures.total)),
+            ("inodesUsed", inodes.map(|figures| figures.used)),
+        ],
+    );
+    volume["name"] = json!(stats.name);
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    if let Some(claim) = volumes.find(|found| found.name == stats.name).and_then(|found| claim_name(pod, found)) {
+        volume["pvcRef"] = json!({"name": claim, "namespace": pod.metadata.namespace});
+    }
+    volume
 }
 
 fn time(time: Option<Timestamp>) -> Value {
@@ -139,6 +167,21 @@ fn network(interfaces: &[Interface], now: Timestamp) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volumes::csi::Figures;
+
+    #[test]
+    fn volumes_name_their_claim() {
+        let now: Timestamp = "2026-01-02T03:04:05Z".parse().expect("a time");
+        let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "i"}]);
+        let pod = json!({"metadata": {"namespace": "n"}, "spec": {"containers": [], "volumes": volumes}});
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        let bytes = Some(Figures { available: 1, total: 3, used: 2 });
+        let stats = |name: &str| VolumeStats { name: name.to_owned(), bytes, inodes: None };
+        let want = json!({"time": "2026-01-02T03:04:05Z", "name": "v", "availableBytes": 1, "capacityBytes": 3,
+            "usedBytes": 2, "pvcRef": {"name": "c", "namespace": "n"}});
+        assert_eq!(volume(&stats("v"), &pod, now), want);
+        assert_eq!(volume(&stats("i"), &pod, now).get("pvcRef"), None);
+    }
 
     #[test]
     fn unknown_figures_are_left_out() {
