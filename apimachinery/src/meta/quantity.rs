@@ -77,6 +77,11 @@ impl Quantity {
         saturate(ceil_div(self.nanos, NANO / 1000))
     }
 
+    /// Whole units, when there are no others.
+    pub fn whole(&self) -> Option<i64> {
+        (self.nanos % NANO == 0).then(|| i64::try_from(self.nanos / NANO).ok()).flatten()
+    }
+
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }

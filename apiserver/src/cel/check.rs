@@ -9,6 +9,8 @@ use apimachinery::schema::{Scalar, Schema, Shape};
 use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
 
+use super::budget;
+
 /// What is known about a value.
 #[derive(Clone, Debug)]
 pub enum Type<'s> {
@@ -21,6 +23,7 @@ pub enum Type<'s> {
     String,
     Bytes,
     Timestamp,
+    Duration,
     List(Box<Type<'s>>),
     Map(Box<Type<'s>>),
     Object(&'s Schema),
@@ -39,6 +42,7 @@ impl fmt::Display for Type<'_> {
             Self::String => f.write_str("string"),
             Self::Bytes => f.write_str("bytes"),
             Self::Timestamp => f.write_str("timestamp"),
+            Self::Duration => f.write_str("duration"),
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(value) => write!(f, "map(string, {value})"),
             Self::Object(_) | Self::Record(_) => f.write_str("object"),
@@ -87,7 +91,7 @@ pub struct Complaint {
 }
 
 /// Types of the language, which are values there too, and the names before the dot of the libraries' functions.
-const NAMES: [&str; 25] = [
+pub const NAMES: [&str; 26] = [
     "base64",
     "bool",
     "bytes",
@@ -107,6 +111,7 @@ const NAMES: [&str; 25] = [
     "optional_type",
     "quantity",
     "regex",
+    "semver",
     "sets",
     "string",
     "strings",
@@ -215,6 +220,9 @@ impl<'s> Checker<'s> {
     }
 
     fn call(&mut self, call: &CallExpr, node: u64) -> Type<'s> {
+        if let Some(counted) = budget::counted(call) {
+            return self.expression(counted);
+        }
         let target = call.target.as_deref().map(|target| self.expression(target));
         let arguments: Vec<Type<'s>> = call.args.iter().map(|argument| self.expression(argument)).collect();
         let name = call.func_name.as_str();
@@ -229,6 +237,7 @@ impl<'s> Checker<'s> {
             },
             (None, [_, yes, no]) if name == operators::CONDITIONAL && yes.is_same(no) => yes.clone(),
             (None, [_]) if name == operators::LOGICAL_NOT => Type::Bool,
+            (None, _) if name == budget::MATCHES => Type::Bool,
             (None, [_]) | (Some(_), []) if name == "size" => Type::Int,
             (Some(_), _) if matches!(name, "startsWith" | "endsWith" | "contains" | "matches") => Type::Bool,
             _ => Type::Dyn,
@@ -275,7 +284,8 @@ fn binary<'s>(operator: &str, left: &Type<'s>, right: &Type<'s>) -> Option<Type<
     let unknown = matches!(left, Type::Dyn) || matches!(right, Type::Dyn);
     match operator {
         operators::GREATER | operators::LESS | operators::GREATER_EQUALS | operators::LESS_EQUALS => {
-            let orders = |t: &Type<'_>| matches!(t, Type::Bool | Type::String | Type::Bytes | Type::Timestamp);
+            let orders =
+                |t: &Type<'_>| matches!(t, Type::Bool | Type::String | Type::Bytes | Type::Timestamp | Type::Duration);
             let fits = unknown || (left.is_numeric() && right.is_numeric()) || (left.is_same(right) && orders(left));
             fits.then_some(Type::Bool)
         }
@@ -285,7 +295,7 @@ fn binary<'s>(operator: &str, left: &Type<'s>, right: &Type<'s>) -> Option<Type<
             fits.then_some(Type::Bool)
         }
         operators::ADD => match (left, right) {
-            (Type::Timestamp, _) | (_, Type::Timestamp) => Some(Type::Dyn),
+            (Type::Timestamp | Type::Duration, _) | (_, Type::Timestamp | Type::Duration) => Some(Type::Dyn),
             _ if unknown => Some(Type::Dyn),
             (Type::String | Type::Bytes | Type::Int | Type::Double | Type::List(_), _) if left.is_same(right) => {
                 Some(left.clone())
@@ -293,7 +303,7 @@ fn binary<'s>(operator: &str, left: &Type<'s>, right: &Type<'s>) -> Option<Type<
             _ => None,
         },
         operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE | operators::MODULO => match (left, right) {
-            (Type::Timestamp, _) => Some(Type::Dyn),
+            (Type::Timestamp | Type::Duration, _) => Some(Type::Dyn),
             _ if unknown => Some(Type::Dyn),
             _ => (left.is_numeric() && left.is_same(right)).then(|| left.clone()),
         },

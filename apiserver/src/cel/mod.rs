@@ -2,24 +2,29 @@
 //! resources. The language itself is a library's; here are the variables, the functions that Kubernetes adds
 //! (<https://kubernetes.io/docs/reference/using-api/cel/>), and how objects become values and values objects.
 
+pub mod budget;
 pub mod check;
-mod functions;
 mod json;
+pub mod library;
+mod regex_cache;
 mod rewrite;
 pub mod verify;
 
 use std::sync::{Arc, LazyLock};
 
-use cel::{Context, Env, IdedExpr, Value};
-pub use json::{from_json, to_json};
+use budget::Budget;
+use cel::common::types::{CelBool, CelString};
+use cel::common::value::Val;
+use cel::{Context, Env, ExecutionError, IdedExpr, Value};
+pub use json::{from_json, map, to_json};
 
 static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(environment()));
 
 fn environment() -> Env {
     use cel::extensions::{encoders, lists, math, strings};
     let mut env = Env::stdlib().with_optional_support(true);
-    for extension in [strings, lists, math, encoders] {
-        env.add_extension(extension).expect("the library's own extensions do not clash");
+    for extension in [strings, lists, math, encoders, library::extension, budget::extension] {
+        env.add_extension(extension).expect("no two extensions declare the same");
     }
     env
 }
@@ -30,23 +35,34 @@ pub enum CelError {
     Compile(String),
     #[error("expression '{source_text}' resulted in error: {why}")]
     Evaluate { source_text: String, why: String },
+    #[error("expression '{source_text}' resulted in error: operation cancelled: actual cost limit exceeded")]
+    Cost { source_text: String },
     #[error("expression '{source_text}' does not result in a {expected}")]
     Type { source_text: String, expected: &'static str },
 }
 
-/// A compiled expression.
+/// The tree of an expression, as it was written.
+pub fn parse(source: &str) -> Result<IdedExpr, CelError> {
+    let parsed = ENVIRONMENT.parser().parse(source);
+    let mut tree = parsed.map_err(|errors| CelError::Compile(errors.to_string()))?;
+    rewrite::objects_as_maps(&mut tree);
+    Ok(tree)
+}
+
+/// A compiled expression, ready to count what it costs.
 #[derive(Debug)]
 pub struct Expression {
     source: String,
     tree: IdedExpr,
+    /// What it costs, but for its loops.
+    cost: u64,
 }
 
 impl Expression {
     pub fn compile(source: &str) -> Result<Self, CelError> {
-        let parsed = ENVIRONMENT.parser().parse(source);
-        let mut tree = parsed.map_err(|errors| CelError::Compile(errors.to_string()))?;
-        rewrite::objects_as_maps(&mut tree);
-        Ok(Self { source: source.to_owned(), tree })
+        let mut tree = parse(source)?;
+        let cost = budget::prepare(&mut tree);
+        Ok(Self { source: source.to_owned(), tree, cost })
     }
 
     pub fn source(&self) -> &str {
@@ -57,53 +73,86 @@ impl Expression {
         &self.tree
     }
 
-    pub fn evaluate(&self, scope: &Scope) -> Result<Value, CelError> {
-        Value::resolve(&self.tree, &scope.0)
-            .map_err(|error| CelError::Evaluate { source_text: self.source.clone(), why: reason(&error) })
+    /// Whether the expression looks at a variable.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.tree.references().has_variable(variable)
+    }
+
+    /// The result, which may be of a type that only expressions know.
+    pub fn evaluate(&self, scope: &Scope) -> Result<Box<dyn Val>, CelError> {
+        scope.budget.begin(self.cost);
+        let result = Value::resolve_val(&self.tree, &scope.context).map(|value| value.into_owned());
+        if !scope.budget.end() {
+            return Err(CelError::Cost { source_text: self.source.clone() });
+        }
+        result.map_err(|error| CelError::Evaluate { source_text: self.source.clone(), why: reason(&error) })
     }
 
     pub fn evaluate_bool(&self, scope: &Scope) -> Result<bool, CelError> {
-        match self.evaluate(scope)? {
-            Value::Bool(answer) => Ok(answer),
-            _ => Err(CelError::Type { source_text: self.source.clone(), expected: "bool" }),
-        }
+        let answer = self.evaluate(scope)?.downcast_ref::<CelBool>().map(|answer| *answer.inner());
+        answer.ok_or_else(|| CelError::Type { source_text: self.source.clone(), expected: "bool" })
     }
 
     pub fn evaluate_string(&self, scope: &Scope) -> Result<String, CelError> {
-        match self.evaluate(scope)? {
-            Value::String(text) => Ok(text.to_string()),
-            _ => Err(CelError::Type { source_text: self.source.clone(), expected: "string" }),
-        }
+        let value = self.evaluate(scope)?;
+        let text = value.downcast_ref::<CelString<'_>>().map(|text| text.inner().to_owned());
+        text.ok_or_else(|| CelError::Type { source_text: self.source.clone(), expected: "string" })
     }
 }
 
 /// The words of the reference implementation, where users look for them.
-fn reason(error: &cel::ExecutionError) -> String {
+fn reason(error: &ExecutionError) -> String {
     match error {
-        cel::ExecutionError::NoSuchKey(key) => format!("no such key: {key}"),
+        ExecutionError::NoSuchKey(key) => format!("no such key: {key}"),
+        ExecutionError::FunctionError { message, .. } => message.clone(),
+        ExecutionError::IndexOutOfBounds(index) => match index {
+            Value::Int(index) => format!("index out of bounds: {index}"),
+            index => format!("index out of bounds: {index:?}"),
+        },
+        ExecutionError::DivisionByZero(_) => "division by zero".into(),
+        ExecutionError::RemainderByZero(_) => "modulus by zero".into(),
+        ExecutionError::Overflow(..) => "integer overflow".into(),
+        ExecutionError::NoSuchOverload(_) => "no such overload".into(),
         error => error.to_string(),
     }
 }
 
-/// The variables that an expression sees.
-pub struct Scope(Context<'static, 'static>);
+/// The variables that an expression sees, and what all evaluations with them have cost.
+pub struct Scope {
+    context: Context<'static, 'static>,
+    budget: Budget,
+}
 
 impl Default for Scope {
     fn default() -> Self {
         let mut context = Context::with_env(ENVIRONMENT.clone());
-        functions::add(&mut context);
-        Self(context)
+        let budget = Budget::default();
+        context.add_variable_as_val(budget::VARIABLE, Box::new(budget.clone()));
+        Self { context, budget }
     }
 }
 
 impl Scope {
-    pub fn set(&mut self, name: &str, value: Value) {
-        self.0.add_variable_from_value(name, value);
+    pub fn set(&mut self, name: &str, value: Box<dyn Val>) {
+        self.context.add_variable_as_val(name, value);
     }
 
     pub fn set_json(&mut self, name: &str, value: &serde_json::Value) {
         self.set(name, from_json(value));
     }
+
+    /// What the evaluations have cost so far.
+    pub fn spent(&self) -> u64 {
+        self.budget.total()
+    }
+}
+
+/// A function of the language, called with one text: `timestamp`, `duration`. `None`: it does not take it.
+pub fn convert(function: &str, text: &str) -> Option<Box<dyn Val>> {
+    use cel::common::value::CowVal;
+    let arguments = vec![CowVal::owned(CelString::from(text.to_owned()))];
+    let convert = ENVIRONMENT.find_overload(function, &arguments)?;
+    convert(arguments).ok().map(CowVal::into_owned)
 }
 
 #[cfg(test)]
@@ -155,6 +204,6 @@ mod tests {
     fn objects_are_built() {
         let source = "Object{spec: Object.spec{replicas: object.spec.replicas * 2, on: true}}";
         let value = Expression::compile(source).unwrap().evaluate(&scope()).unwrap();
-        assert_eq!(to_json(&value).unwrap(), json!({"spec": {"replicas": 6, "on": true}}));
+        assert_eq!(to_json(value.as_ref()).unwrap(), json!({"spec": {"replicas": 6, "on": true}}));
     }
 }

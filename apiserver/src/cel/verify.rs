@@ -1,6 +1,7 @@
 //! Whether an expression can work at all, before it is stored: it must parse, use only what is declared, and result in
 //! what its place wants. What is wrong is told as the reference implementation tells it, with the place in the source.
 
+use cel::IdedExpr;
 use cel::common::ast::SourceInfo;
 
 use super::check::{Complaint, Type, Variables, check_closed};
@@ -44,6 +45,15 @@ impl Wanted {
 
 /// The type of the expression, or what is wrong with it.
 pub fn verify<'s>(source: &str, variables: &Variables<'s>, wanted: Wanted) -> Result<Type<'s>, String> {
+    let (found, _) = check_types(source, variables)?;
+    match wanted.refuses(&found) {
+        Some(names) => Err(format!("must evaluate to {names} but got {found}")),
+        None => Ok(found),
+    }
+}
+
+/// The type of the expression and its tree, or what is wrong with it.
+pub fn check_types<'s>(source: &str, variables: &Variables<'s>) -> Result<(Type<'s>, IdedExpr), String> {
     let parsed = ENVIRONMENT.parser().parse_with_source_info(source);
     let (mut tree, info) = parsed.map_err(|errors| {
         let located = errors.errors.iter().map(|error| {
@@ -64,10 +74,7 @@ pub fn verify<'s>(source: &str, variables: &Variables<'s>, wanted: Wanted) -> Re
     if !complaints.is_empty() {
         return Err(failed(complaints.iter().map(|complaint| place(source, &info, complaint))));
     }
-    match wanted.refuses(&found) {
-        Some(names) => Err(format!("must evaluate to {names} but got {found}")),
-        None => Ok(found),
-    }
+    Ok((found, tree))
 }
 
 fn failed(errors: impl Iterator<Item = String>) -> String {

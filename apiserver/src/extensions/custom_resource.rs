@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use apimachinery::schema::Schema;
-use apimachinery::status::{FieldError, Result, Status};
+use apimachinery::status::{FieldError, FieldErrorKind, Result, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::conversion::Converter;
 use super::json_path::JsonPath;
+use super::rules::{self, Rules};
 use super::validation::Validator;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{
@@ -29,6 +30,7 @@ pub struct CustomResource {
     /// Of the storage version, which is the one that objects are in when they are checked.
     pub schema: Option<Arc<Schema>>,
     pub validator: Option<Arc<Validator>>,
+    pub rules: Option<Rules>,
     pub has_status: bool,
     pub scale: Option<Arc<CustomScale>>,
     /// By `apiVersion`.
@@ -38,11 +40,24 @@ pub struct CustomResource {
 }
 
 impl CustomResource {
-    fn check(&self, object: &Value) -> Vec<FieldError> {
-        let mut errors = self.validator.as_ref().map(|validator| validator.validate(object)).unwrap_or_default();
+    fn check(&self, cx: &Cx<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let mut errors = match (&self.validator, old) {
+            (Some(validator), Some(old)) => validator.validate_update(object, old),
+            (Some(validator), None) => validator.validate(object),
+            (None, _) => vec![],
+        };
         if let Some(scale) = &self.scale {
             check_replicas(object, &scale.spec_replicas, &mut errors);
             check_replicas(object, &scale.status_replicas, &mut errors);
+        }
+        if let Some(rules) = &self.rules {
+            if errors.iter().any(keeps_rules_from_being_asked) {
+                errors.push(rules::not_checked());
+                return errors;
+            }
+            let (complaints, let_pass) = rules.validate(object, old);
+            errors.extend(complaints);
+            let_pass.iter().for_each(|error| cx.warnings.add(&error.to_string()));
         }
         errors
     }
@@ -67,8 +82,8 @@ impl Strategy for CustomResource {
         object.metadata_mut().insert("generation".into(), 1.into());
     }
 
-    fn validate_create(&self, _cx: &Cx<'_>, object: &Value) -> Vec<FieldError> {
-        self.check(object)
+    fn validate_create(&self, cx: &Cx<'_>, object: &Value) -> Vec<FieldError> {
+        self.check(cx, object, None)
     }
 
     fn prepare_for_update(&self, _cx: &Cx<'_>, object: &mut Value, old: &Value) {
@@ -81,8 +96,8 @@ impl Strategy for CustomResource {
         }
     }
 
-    fn validate_update(&self, _cx: &Cx<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
-        self.check(object)
+    fn validate_update(&self, cx: &Cx<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        self.check(cx, object, Some(old))
     }
 
     fn allow_unconditional_update(&self) -> bool {
@@ -158,6 +173,12 @@ fn check_replicas(object: &Value, path: &[String], errors: &mut Vec<FieldError>)
     }
 }
 
+/// Rules rely on values being of the right types and sizes.
+fn keeps_rules_from_being_asked(error: &FieldError) -> bool {
+    use FieldErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+    matches!(error.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid)
+}
+
 /// Everything but metadata and status.
 fn content(object: &Value) -> Vec<(&String, &Value)> {
     let members = object.as_object().into_iter().flatten();
@@ -184,8 +205,8 @@ impl Strategy for CustomStatus {
         prepare_for_status_update(object, old);
     }
 
-    fn validate_update(&self, _cx: &Cx<'_>, object: &Value, _old: &Value) -> Vec<FieldError> {
-        self.0.check(object)
+    fn validate_update(&self, cx: &Cx<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+        self.0.check(cx, object, Some(old))
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::conversion::Converter;
 use super::custom_resource::{CustomResource, CustomStatus, Printed};
 use super::json_path::JsonPath;
+use super::rules::Rules;
 use super::validation::{PatternError, Validator};
 use crate::cache::stored::Defaults;
 use crate::cache::{Caches, KindInfo, ResourceCache};
@@ -66,6 +67,7 @@ impl Definition {
         let strategy = CustomResource {
             schema: schema.clone(),
             validator: validator_of(stored)?,
+            rules: Rules::read(&stored["schema"]["openAPIV3Schema"]),
             has_status: stored["subresources"]["status"].is_object(),
             scale: scale_of(stored),
             columns,

@@ -6,6 +6,7 @@ mod conversion;
 mod custom_resource;
 mod definition;
 mod json_path;
+pub mod rules;
 pub mod validation;
 
 use std::collections::HashMap;

@@ -7,6 +7,8 @@ use apimachinery::status::FieldError;
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use super::rules::correlation::{Pair, same_item};
+
 /// A schema, ready to check objects.
 pub struct Validator {
     schema: Value,
@@ -37,7 +39,14 @@ impl Validator {
     /// Everything that is wrong with the object; `metadata`, `kind` and `apiVersion` are checked elsewhere.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        self.check("", object, &self.schema, &mut errors);
+        self.check("", object, None, &self.schema, &mut errors);
+        errors
+    }
+
+    /// The same for a new version of an object. Parts that did not change may stay wrong.
+    pub fn validate_update(&self, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        self.check("", object, Some(old), &self.schema, &mut errors);
         errors
     }
 
@@ -51,8 +60,11 @@ impl Validator {
     }
 
     /// As upstream, one check does not keep another from complaining, too.
-    fn check(&self, path: &str, value: &Value, schema: &Value, errors: &mut Vec<FieldError>) {
+    fn check(&self, path: &str, value: &Value, old: Option<&Value>, schema: &Value, errors: &mut Vec<FieldError>) {
         if value.is_null() && schema["nullable"] == true {
+            return;
+        }
+        if old.is_some_and(|old| Pair::new(value, old, schema).is_unchanged()) {
             return;
         }
         check_type(path, value, schema, errors);
@@ -60,8 +72,8 @@ impl Validator {
         match value {
             Value::String(text) => self.check_string(path, text, schema, errors),
             Value::Number(_) => check_number(path, value, schema, errors),
-            Value::Array(items) => self.check_list(path, items, schema, errors),
-            Value::Object(map) => self.check_object(path, map, schema, errors),
+            Value::Array(items) => self.check_list(path, items, old, schema, errors),
+            Value::Object(map) => self.check_object(path, map, old, schema, errors),
             Value::Null | Value::Bool(_) => {}
         }
         if !value.is_null() {
@@ -89,7 +101,14 @@ impl Validator {
         }
     }
 
-    fn check_list(&self, path: &str, items: &[Value], schema: &Value, errors: &mut Vec<FieldError>) {
+    fn check_list(
+        &self,
+        path: &str,
+        items: &[Value],
+        old: Option<&Value>,
+        schema: &Value,
+        errors: &mut Vec<FieldError>,
+    ) {
         let count = items.len() as u64;
         if let Some(max) = schema["maxItems"].as_u64().filter(|max| count > *max) {
             errors.push(FieldError::too_many(name(path), items.len(), usize::try_from(max).unwrap_or(usize::MAX)));
@@ -105,13 +124,22 @@ impl Validator {
         }
         let item_schema = &schema["items"];
         if item_schema.is_object() {
+            let old = old.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             for (index, item) in items.iter().enumerate() {
-                self.check(&format!("{path}[{index}]"), item, item_schema, errors);
+                let before = same_item(schema, item, old);
+                self.check(&format!("{path}[{index}]"), item, before, item_schema, errors);
             }
         }
     }
 
-    fn check_object(&self, path: &str, map: &Map<String, Value>, schema: &Value, errors: &mut Vec<FieldError>) {
+    fn check_object(
+        &self,
+        path: &str,
+        map: &Map<String, Value>,
+        old: Option<&Value>,
+        schema: &Value,
+        errors: &mut Vec<FieldError>,
+    ) {
         let count = map.len() as u64;
         if let Some(max) = schema["maxProperties"].as_u64().filter(|max| count > *max) {
             errors.push(FieldError::too_many(name(path), map.len(), usize::try_from(max).unwrap_or(usize::MAX)));
@@ -134,7 +162,8 @@ impl Validator {
                 None if additional.is_object() => additional,
                 None => continue,
             };
-            self.check(&join(path, key), value, inner, errors);
+            let before = old.and_then(|old| old.get(key));
+            self.check(&join(path, key), value, before, inner, errors);
         }
     }
 
@@ -142,7 +171,7 @@ impl Validator {
     fn check_combined(&self, path: &str, value: &Value, schema: &Value, errors: &mut Vec<FieldError>) {
         let problems = |inner: &Value| {
             let mut found = Vec::new();
-            self.check(path, value, inner, &mut found);
+            self.check(path, value, None, inner, &mut found);
             found
         };
         let attempts = |name: &str| -> Vec<Vec<FieldError>> {
@@ -334,13 +363,13 @@ fn combined(path: &str, detail: &str) -> FieldError {
 }
 
 /// The field of a complaint that is about no field in particular.
-const NOWHERE: &str = "<nil>";
+pub const NOWHERE: &str = "<nil>";
 
-fn name(path: &str) -> &str {
+pub fn name(path: &str) -> &str {
     if path.is_empty() { NOWHERE } else { path }
 }
 
-fn join(path: &str, key: &str) -> String {
+pub fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
+use crate::admission::Warnings;
 use crate::auth::UserInfo;
 use crate::cache::stored::Aliases;
 use crate::registry::object::ObjectExt;
@@ -33,6 +34,8 @@ pub struct Cx<'a> {
     pub subresource: &'a str,
     /// The write came as a patch.
     pub is_patch: bool,
+    /// What the answer warns of.
+    pub warnings: &'a Warnings,
 }
 
 /// What undoes a side effect (an allocated address) when the write that it was made for fails. Dropping it keeps the

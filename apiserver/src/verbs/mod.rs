@@ -114,6 +114,7 @@ impl<'a> Call<'a> {
             dry_run: self.options.dry_run,
             subresource: &self.subresource,
             is_patch: self.options.is_patch,
+            warnings: &self.warnings,
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use apimachinery::meta::{GroupVersion, LabelSelector};
 use arc_swap::ArcSwap;
+use cel::common::value::Val;
 use serde_json::Value;
 
 use super::matching::{Rule, Selectors, version_of};
@@ -183,12 +184,12 @@ impl<B> Policy<B> {
     /// What its expressions see, but for the parameters and variables.
     fn scope(
         &self,
-        server: &Server,
+        server: &Arc<Server>,
         request: &AdmissionRequest<'_>,
         resource: &Arc<Resource>,
         served: &Arc<Served>,
     ) -> Result<Scope, String> {
-        let mut scope = conditions::scope_of(request, resource, served)?;
+        let mut scope = conditions::scope_of(server, request, resource, served)?;
         let namespace = match request.namespace {
             "" => None,
             namespace => cached(server, "", "namespaces", "", namespace),
@@ -199,15 +200,13 @@ impl<B> Policy<B> {
 
     /// Adds the variables in their order. One that fails is left out: only expressions that use it fail with it.
     fn set_variables(&self, scope: &mut Scope) {
-        let mut values = serde_json::Map::new();
+        let mut values: Vec<(String, Box<dyn Val>)> = Vec::new();
         for (name, expression) in &self.variables {
-            scope.set_json("variables", &Value::Object(values.clone()));
+            scope.set("variables", crate::cel::map(values.iter().cloned()));
             let value = expression.as_ref().ok().and_then(|expression| expression.evaluate(scope).ok());
-            if let Some(value) = value.as_ref().and_then(crate::cel::to_json) {
-                values.insert(name.clone(), value);
-            }
+            values.extend(value.map(|value| (name.clone(), value)));
         }
-        scope.set_json("variables", &Value::Object(values));
+        scope.set("variables", crate::cel::map(values.into_iter()));
     }
 
     /// The parameters that a binding gives: one evaluation for each. `Err`: why there are none though there must be.

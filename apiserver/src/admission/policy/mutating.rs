@@ -124,7 +124,7 @@ impl Mutation {
     fn apply(&self, matched: &Matched, mut object: Value, scope: &Scope) -> std::result::Result<Value, String> {
         let expression = self.expression.as_ref().map_err(String::clone)?;
         let value = expression.evaluate(scope).map_err(|error| error.to_string())?;
-        let value = to_json(&value).ok_or("the mutation's expression does not result in an object")?;
+        let value = to_json(value.as_ref()).ok_or("the mutation's expression does not result in an object")?;
         if self.is_json_patch {
             let patch = serde_json::to_vec(&value).map_err(|error| error.to_string())?;
             merge::json_patch(&mut object, &patch).map_err(|error| error.to_string())?;

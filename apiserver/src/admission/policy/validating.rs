@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::super::webhook::hook;
 use super::super::{AdmissionRequest, Operation, Plugin};
 use super::{Binding, Bound, Compiled, Policies, compile};
-use crate::cel::Scope;
+use crate::cel::{Scope, budget};
 use crate::registry::object::ObjectExt;
 use crate::server::Server;
 
@@ -108,8 +108,17 @@ fn judge_with(bound: &Bound<Vec<Validation>>, scope: &mut Scope, params: &Value)
         Err(_) if policy.ignores_failure => return vec![],
         Err(message) => return vec![Denial { message, reason: String::new() }],
     }
-    let judged = policy.body.iter().filter_map(|validation| validation.denial(scope, policy.ignores_failure));
-    judged.collect()
+    let mut denials = Vec::new();
+    for validation in &policy.body {
+        denials.extend(validation.denial(scope, policy.ignores_failure));
+        if scope.spent() > budget::PER_REQUEST {
+            let message =
+                "validation failed due to running out of cost budget, no further validation rules will be run";
+            denials.push(Denial { message: message.into(), reason: String::new() });
+            break;
+        }
+    }
+    denials
 }
 
 impl Validation {

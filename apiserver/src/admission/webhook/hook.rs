@@ -89,7 +89,7 @@ impl Hook {
         if !self.selectors.match_request(server, request)? {
             return Ok(None);
         }
-        match self.conditions.hold(request, &matched.resource, &matched.served) {
+        match self.conditions.hold(server, request, &matched.resource, &matched.served) {
             Ok(true) => Ok(Some(matched)),
             Ok(false) => Ok(None),
             Err(error) if self.ignores_failure => {

@@ -120,6 +120,7 @@ fn leniency(stored: &Value) -> Leniency {
             }),
             any_map_keys: schemas()
                 .any(|schema| custom_schema::has(schema, &|schema| found(custom_schema::list_items, schema))),
+            any_cost: schemas().any(super::schema_rules::is_too_expensive),
         },
         no_schema: schemas().count() < stored.list_at(&["versions"]).len(),
         review_versions: {

@@ -8,7 +8,8 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 use super::structural::{self, is_set};
-use super::{Errors, Path, go_versions};
+use super::{Errors, Path, go_versions, schema_rules};
+use crate::extensions::rules::field_path;
 use crate::extensions::validation::Validator;
 use crate::registry::object::ObjectExt;
 
@@ -54,6 +55,8 @@ pub struct Options {
     pub any_structure: bool,
     pub any_set: bool,
     pub any_map_keys: bool,
+    /// Rules may cost too much.
+    pub any_cost: bool,
 }
 
 /// `path` is that of the schema's container.
@@ -77,7 +80,12 @@ pub fn schema(container: &Value, path: Path<'_>, options: Options, errors: &mut 
         errors.append(&mut found);
     }
     let walk = Walk { options, forbid_defaults: None, in_metadata: false };
+    let before = errors.len();
     node(schema, path, true, walk, errors);
+    // What a wrong schema declares cannot be relied on.
+    if errors.len() == before && is_convertible(schema) && structural::check(schema, path).is_empty() {
+        schema_rules::check(schema, path, options.any_cost, errors);
+    }
 }
 
 /// With a status subresource, the status is cut out of the schema: what is said at the root would be lost.
@@ -173,7 +181,9 @@ fn node(schema: &Value, path: Path<'_>, is_root: bool, walk: Walk, errors: &mut 
     if !walk.options.any_map_keys {
         list_items(schema, path, errors);
     }
-    super::each(schema, "x-kubernetes-validations", path, errors, rule);
+    super::each(schema, "x-kubernetes-validations", path, errors, |inner, path, errors| {
+        rule(inner, schema, path, errors);
+    });
 }
 
 fn supported(schema: &Value, path: Path<'_>, walk: Walk, errors: &mut Errors) {
@@ -379,8 +389,8 @@ pub fn list_items(schema: &Value, path: Path<'_>, errors: &mut Errors) {
     }
 }
 
-/// A rule in the expression language. Whether it compiles is not looked at here.
-fn rule(rule: &Value, path: Path<'_>, errors: &mut Errors) {
+/// A rule in the expression language. Whether it compiles is looked at once the whole schema is right.
+fn rule(rule: &Value, schema: &Value, path: Path<'_>, errors: &mut Errors) {
     const REASONS: [&str; 4] =
         ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
     let (source, message) = (rule.str_at(&["rule"]).trim(), rule.str_at(&["message"]));
@@ -407,6 +417,9 @@ fn rule(rule: &Value, path: Path<'_>, errors: &mut Errors) {
     }
     if has_newlines(field_path) {
         errors.push(FieldError::invalid(path.field("fieldPath"), field_path, "must not contain line breaks"));
+    }
+    if field_path::normalize(field_path, schema).is_err() {
+        errors.push(FieldError::invalid(path.field("fieldPath"), field_path, "must be a valid path"));
     }
 }
 

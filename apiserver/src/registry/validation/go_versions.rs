@@ -172,17 +172,20 @@ fn print_column(column: &Value) -> String {
 
 fn print_schema(schema: &Value) -> String {
     let known = SCHEMA.iter().map(|(name, own, zero)| field(name, print_member(own, &schema[*own], *zero)));
-    let rules = list(&schema["x-kubernetes-validations"], |rule| {
-        object([
-            field("Rule", or(&rule["rule"], "".into())),
-            field("Message", or(&rule["message"], "".into())),
-            field("MessageExpression", or(&rule["messageExpression"], "".into())),
-            field("Reason", or(&rule["reason"], Value::Null)),
-            field("FieldPath", or(&rule["fieldPath"], "".into())),
-            field("OptionalOldSelf", or(&rule["optionalOldSelf"], Value::Null)),
-        ])
-    });
+    let rules = list(&schema["x-kubernetes-validations"], print_rule);
     object(known.chain([field("XValidations", rules)]))
+}
+
+/// A rule of a schema.
+pub fn print_rule(rule: &Value) -> String {
+    object([
+        field("Rule", or(&rule["rule"], "".into())),
+        field("Message", or(&rule["message"], "".into())),
+        field("MessageExpression", or(&rule["messageExpression"], "".into())),
+        field("Reason", or(&rule["reason"], Value::Null)),
+        field("FieldPath", or(&rule["fieldPath"], "".into())),
+        field("OptionalOldSelf", or(&rule["optionalOldSelf"], Value::Null)),
+    ])
 }
 
 fn print_member(name: &str, value: &Value, zero: Zero) -> String {

@@ -33,6 +33,7 @@ pub mod rbac;
 pub mod requirements;
 pub mod resource;
 pub mod scheduling;
+pub mod schema_rules;
 pub mod security;
 pub mod service;
 pub mod storage;
