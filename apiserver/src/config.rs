@@ -38,6 +38,9 @@ pub struct Config {
     pub max_requests_inflight: usize,
     #[arg(long, default_value_t = 200)]
     pub max_mutating_requests_inflight: usize,
+    /// Lets requests wait in queues by what flow schemas say, instead of only counting them.
+    #[arg(long, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub enable_priority_and_fairness: bool,
     #[arg(long, default_value = "1m0s", value_parser = go_duration)]
     pub request_timeout: Duration,
     /// Watches end after a random time between this many seconds and twice as many.
@@ -115,6 +118,29 @@ pub struct Config {
     pub requestheader_uid_headers: Vec<String>,
     #[arg(long)]
     pub authentication_token_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value = "2m0s", value_parser = go_duration)]
+    pub authentication_token_webhook_cache_ttl: Duration,
+    #[arg(long, default_value = "v1beta1")]
+    pub authentication_token_webhook_version: String,
+    #[arg(long, default_value = "")]
+    pub oidc_issuer_url: String,
+    #[arg(long, default_value = "")]
+    pub oidc_client_id: String,
+    #[arg(long)]
+    pub oidc_ca_file: Option<PathBuf>,
+    #[arg(long, default_value = "sub")]
+    pub oidc_username_claim: String,
+    /// `-`: none.
+    #[arg(long, default_value = "")]
+    pub oidc_username_prefix: String,
+    #[arg(long, default_value = "")]
+    pub oidc_groups_claim: String,
+    #[arg(long, default_value = "")]
+    pub oidc_groups_prefix: String,
+    #[arg(long, value_delimiter = ',')]
+    pub oidc_required_claim: Vec<String>,
+    #[arg(long, value_delimiter = ',', default_value = "RS256")]
+    pub oidc_signing_algs: Vec<String>,
     #[arg(long)]
     pub authentication_config: Option<PathBuf>,
     #[arg(long, value_delimiter = ',', default_value = "AlwaysAllow")]
@@ -122,7 +148,15 @@ pub struct Config {
     #[arg(long)]
     pub authorization_policy_file: Option<PathBuf>,
     #[arg(long)]
+    pub authorization_config: Option<PathBuf>,
+    #[arg(long)]
     pub authorization_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value = "5m0s", value_parser = go_duration)]
+    pub authorization_webhook_cache_authorized_ttl: Duration,
+    #[arg(long, default_value = "30s", value_parser = go_duration)]
+    pub authorization_webhook_cache_unauthorized_ttl: Duration,
+    #[arg(long, default_value = "v1beta1")]
+    pub authorization_webhook_version: String,
     #[arg(long, value_delimiter = ',')]
     pub enable_admission_plugins: Vec<String>,
     #[arg(long, value_delimiter = ',')]
@@ -164,8 +198,29 @@ pub struct Config {
     pub enable_aggregator_routing: bool,
     #[arg(long)]
     pub audit_policy_file: Option<PathBuf>,
+    /// `-`: standard output.
     #[arg(long, default_value = "")]
     pub audit_log_path: String,
+    /// `json` or `legacy`.
+    #[arg(long, default_value = "json")]
+    pub audit_log_format: String,
+    /// In megabytes; 0: 100.
+    #[arg(long, default_value_t = 0)]
+    pub audit_log_maxsize: u64,
+    /// In days; 0: for ever.
+    #[arg(long, default_value_t = 0)]
+    pub audit_log_maxage: u32,
+    /// 0: all.
+    #[arg(long, default_value_t = 0)]
+    pub audit_log_maxbackup: usize,
+    #[arg(long)]
+    pub audit_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value_t = 10_000)]
+    pub audit_webhook_batch_buffer_size: usize,
+    #[arg(long, default_value_t = 400)]
+    pub audit_webhook_batch_max_size: usize,
+    #[arg(long, default_value = "30s", value_parser = go_duration)]
+    pub audit_webhook_batch_max_wait: Duration,
 }
 
 /// Upstream's flags that are accepted so that unit files carry over, and that change nothing here.
@@ -173,23 +228,15 @@ const WITHOUT_EFFECT: &[&str] = &[
     "aggregator-reject-forwarding-redirect",
     "allow-metric-labels",
     "apiserver-count",
-    "audit-log-format",
-    "audit-log-maxage",
-    "audit-log-maxbackup",
-    "audit-log-maxsize",
     "audit-log-mode",
-    "authentication-token-webhook-cache-ttl",
-    "authentication-token-webhook-version",
-    "authorization-webhook-cache-authorized-ttl",
-    "authorization-webhook-cache-unauthorized-ttl",
-    "authorization-webhook-version",
+    "audit-webhook-mode",
+    "audit-webhook-version",
     "concurrent-service-syncs",
     "contention-profiling",
     "default-watch-cache-size",
     "emulated-version",
     "enable-garbage-collector",
     "enable-logs-handler",
-    "enable-priority-and-fairness",
     "etcd-count-metric-poll-period",
     "etcd-db-metric-poll-interval",
     "etcd-healthcheck-timeout",

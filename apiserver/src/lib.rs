@@ -7,12 +7,14 @@
 //! `registry` (what the kind says) and `admission` → `storage`; and back from the store through `cache` to readers.
 
 pub mod admission;
+pub mod audit;
 pub mod auth;
 pub mod bootstrap;
 pub mod cache;
 pub mod cel;
 pub mod config;
 pub mod extensions;
+pub mod flow;
 pub mod http;
 pub mod registry;
 pub mod server;

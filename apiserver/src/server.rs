@@ -10,10 +10,12 @@ use apimachinery::status::{Result, Status};
 use serde_json::Value;
 
 use crate::admission::Admission;
+use crate::audit::{AuditError, Auditor};
 use crate::auth::{AuthSetupError, Chain, UserInfo};
 use crate::cache::{Caches, Freshness, feed};
 use crate::config::Config;
 use crate::extensions::aggregation::{self, Aggregator};
+use crate::flow::Flow;
 use crate::http::filters::InFlight;
 use crate::http::listener::{ListenError, Listener};
 use crate::http::outbound::OutboundError;
@@ -21,6 +23,7 @@ use crate::http::proxy::Proxies;
 use crate::registry::Registry;
 use crate::registry::object::ObjectExt;
 use crate::registry::strategy::{DeleteOptions, Subresource};
+use crate::storage::encryption::{Encrypted, EncryptionConfig, EncryptionConfigError};
 use crate::storage::{Store, StoreError};
 use crate::verbs::update::Made;
 use crate::verbs::{self, Call, WriteOptions};
@@ -33,10 +36,14 @@ pub struct Server {
     pub freshness: Freshness,
     pub registry: Registry,
     pub auth: Chain,
+    /// `None`: nothing is audited.
+    pub audit: Option<Arc<Auditor>>,
     pub admission: Admission,
     pub aggregator: Aggregator,
     pub proxies: Proxies,
     pub in_flight: InFlight,
+    /// `None`: requests are only counted.
+    pub flow: Option<Arc<Flow>>,
     pub shutdown: CancellationToken,
 }
 
@@ -46,8 +53,12 @@ pub enum StartError {
     NoEtcd,
     #[error("cannot use etcd")]
     Store(#[source] StoreError),
+    #[error("cannot set up encryption at rest")]
+    Encryption(#[source] EncryptionConfigError),
     #[error("cannot set up authentication and authorization")]
     Auth(#[source] AuthSetupError),
+    #[error("cannot set up auditing")]
+    Audit(#[source] AuditError),
     #[error("cannot set up connections to kubelets and pods")]
     Outbound(#[source] OutboundError),
     #[error("cannot serve")]
@@ -57,6 +68,13 @@ pub enum StartError {
 impl Server {
     /// Connects to the store, starts to fill the caches, and puts everything together. Must run inside the runtime.
     pub fn start(config: Config, store: Arc<dyn Store>, shutdown: CancellationToken) -> Result<Arc<Self>, StartError> {
+        let store: Arc<dyn Store> = match &config.encryption_provider_config {
+            Some(path) => {
+                let encryption = EncryptionConfig::read(path, &config.etcd_prefix).map_err(StartError::Encryption)?;
+                Arc::new(Encrypted::new(store, encryption))
+            }
+            None => store,
+        };
         let caches = Arc::new(Caches::default());
         let enabled =
             |api: &apimachinery::schema::ApiResource| is_enabled(&config.runtime_config, api.group, api.version);
@@ -64,12 +82,21 @@ impl Server {
         let freshness = Freshness::start(store.clone(), config.etcd_prefix.clone(), caches.clone(), shutdown.clone());
         tokio::spawn(feed::run(store.clone(), config.etcd_prefix.clone(), caches.clone(), shutdown.clone()));
         tokio::spawn(compact(store.clone(), caches.clone(), config.etcd_compaction_interval, shutdown.clone()));
+        let flow = config.enable_priority_and_fairness.then(|| {
+            let total = config.max_requests_inflight + config.max_mutating_requests_inflight;
+            Arc::new(Flow::new(&caches, total, config.request_timeout))
+        });
+        if let Some(flow) = &flow {
+            tokio::spawn(flow.clone().lend(shutdown.clone()));
+        }
         Ok(Arc::new(Self {
             auth: Chain::build(&config).map_err(StartError::Auth)?,
+            audit: Auditor::build(&config).map_err(StartError::Audit)?,
             admission: Admission::build(&config),
             aggregator: Aggregator::default(),
             proxies: Proxies::build(&config).map_err(StartError::Outbound)?,
             in_flight: InFlight::new(config.max_requests_inflight, config.max_mutating_requests_inflight),
+            flow,
             config,
             store,
             caches,

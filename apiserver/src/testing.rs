@@ -1,6 +1,8 @@
 //! What tests of this crate start: an etcd of their own, and a whole server on it, both gone when dropped. Nothing in
 //! the server itself uses it.
 
+mod json_peer;
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::process::CancellationToken;
+
+pub use json_peer::{JsonPeer, nowhere};
 
 use crate::config::Config;
 use crate::http::listener::Listener;
@@ -111,6 +115,14 @@ pub struct TestServer {
 
 impl TestServer {
     pub async fn start(store: Arc<dyn Store>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Self::start_with(store, |_| {}).await
+    }
+
+    /// With other flags than the usual ones.
+    pub async fn start_with(
+        store: Arc<dyn Store>,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         apimachinery::process::install_crypto_provider();
         let scratch = Scratch::new()?;
         let tokens = scratch.path().join("tokens.csv");
@@ -122,6 +134,7 @@ impl TestServer {
         config.token_auth_file = Some(tokens);
         config.authorization_mode = vec!["RBAC".into()];
         config.disable_admission_plugins = vec!["ServiceAccount".into()];
+        change(&mut config);
         let listener = Listener::bind(&config).await?;
         let address = listener.local_addr()?;
         let certificate = config.cert_dir.join("apiserver.crt");

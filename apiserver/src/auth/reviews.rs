@@ -56,10 +56,10 @@ impl SubresourceHandler for Review {
             body["metadata"] = json!({"creationTimestamp": crate::verbs::timestamp(cx.now)});
         }
         let status = match self {
-            Self::SelfSubjectAccess | Self::SubjectAccess | Self::LocalSubjectAccess => self.access(cx, &body)?,
+            Self::SelfSubjectAccess | Self::SubjectAccess | Self::LocalSubjectAccess => self.access(cx, &body).await?,
             Self::SelfSubjectRules => rules(cx, &body)?,
             Self::SelfSubject => json!({"userInfo": user_json(cx.user)}),
-            Self::Token => token(cx, &body)?,
+            Self::Token => token(cx, &body).await?,
         };
         body.set(&["status"], status);
         if *self == Self::SelfSubjectRules {
@@ -71,7 +71,7 @@ impl SubresourceHandler for Review {
 }
 
 impl Review {
-    fn access(self, cx: &Cx<'_>, body: &Value) -> Result<Value> {
+    async fn access(self, cx: &Cx<'_>, body: &Value) -> Result<Value> {
         let mut body = body.clone();
         if self == Self::LocalSubjectAccess {
             if body.namespace().is_empty() {
@@ -95,7 +95,7 @@ impl Review {
         };
         let spec = &body["spec"];
         let selector = field_selector(spec);
-        let decision = cx.server.auth.authorize(cx.server, &attributes(&subject, spec, &selector));
+        let decision = cx.server.auth.decide(&*cx.server.caches, &attributes(&subject, spec, &selector)).await;
         let mut status = json!({"allowed": decision.is_allowed()});
         if matches!(decision, Decision::Deny(_)) {
             status["denied"] = true.into();
@@ -229,7 +229,21 @@ fn subject_of(body: &Value) -> UserInfo {
     }
 }
 
-fn user_json(user: &UserInfo) -> Value {
+/// The `user` of a token review.
+pub fn user_of_review(user: &Value) -> UserInfo {
+    let texts = |list: &Value| -> Vec<String> {
+        list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    UserInfo {
+        name: user.str_at(&["username"]).to_owned(),
+        uid: user.str_at(&["uid"]).to_owned(),
+        groups: texts(&user["groups"]),
+        extra: user.map_at(&["extra"]).into_iter().flatten().map(|(key, list)| (key.clone(), texts(list))).collect(),
+    }
+}
+
+/// The same back.
+pub fn user_json(user: &UserInfo) -> Value {
     let mut json = Map::new();
     json.insert("username".into(), user.name.as_str().into());
     if !user.uid.is_empty() {
@@ -275,14 +289,14 @@ fn rules(cx: &Cx<'_>, body: &Value) -> Result<Value> {
     Ok(status)
 }
 
-fn token(cx: &Cx<'_>, body: &Value) -> Result<Value> {
+async fn token(cx: &Cx<'_>, body: &Value) -> Result<Value> {
     let token = body.str_at(&["spec", "token"]);
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
     let audiences: Vec<String> =
         body.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
-    let Some((mut user, good_for)) = cx.server.auth.token_user(&*cx.server.caches, token, &audiences) else {
+    let Some((mut user, good_for)) = cx.server.auth.token_user(&*cx.server.caches, token, &audiences).await else {
         return Ok(json!({"user": {}, "error": "invalid bearer token"}));
     };
     super::add_group_of_everybody(&mut user);

@@ -1,5 +1,5 @@
 //! The flow schemas and priority levels of every cluster, and the `Dangling` condition of flow schemas: whether the
-//! priority level that one names is there. Requests are not queued by them here; clients and people read them.
+//! priority level that one names is there. What requests wait for is in `flow`.
 
 use std::sync::Arc;
 use std::time::Duration;

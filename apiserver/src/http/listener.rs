@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::filters;
+use super::filters::{self, Peer};
 use crate::config::Config;
 use crate::server::Server;
 
@@ -70,10 +70,10 @@ impl Listener {
     pub async fn serve(self, server: Arc<Server>) {
         let graceful = GracefulShutdown::new();
         loop {
-            let stream = tokio::select! {
+            let (stream, address) = tokio::select! {
                 () = server.shutdown.cancelled() => break,
                 accepted = self.tcp.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Mostly too many open files: the next connection may fare better a little later.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -83,7 +83,7 @@ impl Listener {
                 },
             };
             let watcher = graceful.watcher();
-            tokio::spawn(serve_connection(self.tls.clone(), stream, server.clone(), watcher));
+            tokio::spawn(serve_connection(self.tls.clone(), stream, address, server.clone(), watcher));
         }
         drop(self.tcp);
         if timeout(DRAIN, graceful.shutdown()).await.is_err() {
@@ -95,6 +95,7 @@ impl Listener {
 async fn serve_connection(
     tls: TlsAcceptor,
     stream: TcpStream,
+    address: SocketAddr,
     server: Arc<Server>,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
@@ -106,12 +107,12 @@ async fn serve_connection(
         Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
-    let certs: Arc<[CertificateDer<'static>]> =
-        stream.get_ref().1.peer_certificates().map(|certs| certs.to_vec().into()).unwrap_or_default();
+    let certificates = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+    let peer = Arc::new(Peer { certificates, address });
     let service = service_fn(move |request: http::Request<Incoming>| {
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-        let (server, certs) = (server.clone(), certs.clone());
-        async move { Ok::<_, Infallible>(filters::handle(server, certs, request).await) }
+        let (server, peer) = (server.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(filters::handle(server, peer, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(32)).max_buf_size(64 * 1024);

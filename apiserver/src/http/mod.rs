@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod error;
 pub mod filters;
 pub mod health;
+pub mod json_client;
 pub mod links;
 pub mod listener;
 pub mod metrics;

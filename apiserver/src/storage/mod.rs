@@ -3,6 +3,7 @@
 //! `registry`. Every implementation passes the one behaviour suite in `storage::suite`.
 
 mod channel;
+pub mod encryption;
 pub mod etcd;
 pub mod memory;
 #[cfg(test)]
@@ -109,4 +110,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets history before `revision`.
     async fn compact(&self, revision: u64) -> StoreResult<()>;
+
+    /// Whether the value is kept in a way that it should not be kept in any more, so that writing the same again is
+    /// worth it.
+    fn is_stale(&self, _key: &str) -> bool {
+        false
+    }
 }

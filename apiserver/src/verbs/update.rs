@@ -183,10 +183,10 @@ async fn check_and_put(call: &Call<'_>, base: &Stored, object: &mut Value, old: 
     let warnings = strategy.warnings(&cx, object, Some(old));
     let written =
         |object: &mut Value, text| Attempt::Written(Written { object: object.take(), text, created: false, warnings });
-    if object == old || call.options.dry_run {
+    let key = call.key(&call.name);
+    if object == old && !call.server.store.is_stale(&key) || call.options.dry_run {
         return Ok(written(object, None));
     }
-    let key = call.key(&call.name);
     let last_finalizer_gone = may_go(object) && !call.resource.strategy.keeps_on_delete(object);
     let mut bytes = None;
     let outcome = if last_finalizer_gone {

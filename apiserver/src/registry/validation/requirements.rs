@@ -129,7 +129,7 @@ fn huge_pages(name: &str, amount: &Value, path: Path<'_>, errors: &mut Errors) {
     let Some(size) = name.strip_prefix("hugepages-") else { return };
     let Some(amount) = quantity(amount) else { return };
     let page = size.parse::<Quantity>().ok().filter(|page| page.signum() > 0 && page.milli_value() % 1000 == 0);
-    if !page.is_some_and(|page| amount.value() % page.value() == 0) {
+    if page.is_none_or(|page| amount.value() % page.value() != 0) {
         let detail = format!("{amount} is not positive integer multiple of {name}");
         errors.push(FieldError::invalid(path, amount.to_string(), detail));
     }

@@ -122,7 +122,7 @@ pub fn annotations(obj: &Value, path: Path<'_>, errors: &mut Errors) {
         }
         let Some(name) = key.strip_prefix(APP_ARMOR) else { continue };
         let named = |list: &&str| obj.list_at(&["spec", list]).iter().any(|container| container["name"] == name);
-        if !CONTAINER_LISTS.iter().any(|list| named(list)) {
+        if !CONTAINER_LISTS.iter().any(named) {
             errors.push(FieldError::invalid(path.key(key), name, "container not found"));
         }
         if !matches!(value, "" | "runtime/default" | "unconfined") && !value.starts_with("localhost/") {
