@@ -116,7 +116,7 @@ impl Rule {
             })
             .collect();
         let (namespaces, paths) = (texts(rule, "namespaces"), texts(rule, "nonResourceURLs"));
-        if !paths.is_empty() && !(resources.is_empty() && namespaces.is_empty()) {
+        if !(paths.is_empty() || resources.is_empty() && namespaces.is_empty()) {
             let what = "rules cannot apply to both regular resources and non-resource URLs";
             return Err(("nonResourceURLs".into(), what.into()));
         }
@@ -155,7 +155,7 @@ impl Resources {
         if self.resources.is_empty() {
             return true;
         }
-        let is_named = self.names.is_empty() || self.names.iter().any(|name| *name == info.name);
+        let is_named = self.names.is_empty() || self.names.contains(&info.name);
         is_named && self.resources.iter().any(|wanted| resource_fits(wanted, info))
     }
 }

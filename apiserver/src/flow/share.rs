@@ -20,7 +20,7 @@ fn seats(demands: &[(Settings, usize)]) -> Vec<usize> {
     let all_spare: usize = demands.iter().map(spare).sum();
     let all_missing: usize = demands.iter().map(missing).sum();
     let lent = all_spare.min(all_missing);
-    let part = |own: usize, all: usize| if all == 0 { 0 } else { own * lent / all };
+    let part = |own: usize, all: usize| (own * lent).checked_div(all).unwrap_or_default();
     demands
         .iter()
         .map(|demand| {

@@ -18,6 +18,7 @@ use serde_json::Value;
 pub struct Api {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     base: String,
+    token: String,
 }
 
 /// An open watch.
@@ -28,6 +29,11 @@ pub struct Events {
 
 impl Api {
     pub fn new(server: &TestServer) -> Self {
+        Self::with_token(server, ADMIN_TOKEN)
+    }
+
+    /// As somebody else than the administrator.
+    pub fn with_token(server: &TestServer, token: &str) -> Self {
         let mut roots = rustls::RootCertStore::empty();
         let certificate = CertificateDer::from_pem_file(&server.certificate).expect("the server's certificate");
         roots.add(certificate).expect("a root");
@@ -37,6 +43,7 @@ impl Api {
         Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
             base: format!("https://localhost:{}", server.address.port()),
+            token: token.to_owned(),
         }
     }
 
@@ -44,7 +51,7 @@ impl Api {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
-            .header("authorization", format!("Bearer {ADMIN_TOKEN}"))
+            .header("authorization", format!("Bearer {}", self.token))
             .header("user-agent", "tests/1.0")
             .header("content-type", content_type)
             .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))

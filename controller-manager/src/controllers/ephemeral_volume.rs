@@ -8,7 +8,6 @@ use apimachinery::controller::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimTemplate, Pod, Volume};
 use kube::api::ObjectMeta;
-use serde_json::json;
 
 use super::volume_protection::{CLAIM_INDEX, index_by_claim};
 use crate::app::Context;
@@ -94,6 +93,8 @@ fn new_claim(pod: &Pod, key: &ObjectKey, template: &PersistentVolumeClaimTemplat
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn plan(claims: Vec<PersistentVolumeClaim>) -> Plan {

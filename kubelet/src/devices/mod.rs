@@ -60,6 +60,9 @@ pub enum DeviceError {
     Render(#[from] serde_json::Error),
 }
 
+/// Ids of devices by NUMA node.
+pub type ByNode = Vec<(i64, Vec<String>)>;
+
 pub struct Devices {
     directory: PathBuf,
     inventory: Mutex<Inventory>,
@@ -109,7 +112,7 @@ impl Devices {
     }
 
     /// Devices by NUMA node ([`NO_NODE`] for none) of one container, by resource.
-    pub fn of_container(&self, pod_uid: &str, container: &str) -> Vec<(String, Vec<(i64, Vec<String>)>)> {
+    pub fn of_container(&self, pod_uid: &str, container: &str) -> Vec<(String, ByNode)> {
         let owner = (pod_uid.to_owned(), container.to_owned());
         let inventory = self.inventory.lock();
         let shares = inventory.shares(&owner).into_iter().flatten();

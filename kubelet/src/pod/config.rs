@@ -268,7 +268,6 @@ pub fn container(setup: ContainerSetup<'_>) -> Result<ContainerConfig, SpecError
         devices: devices.devices,
         cdi_devices: devices.cdi_devices.into_iter().map(|name| cri::CdiDevice { name }).collect(),
         stop_signal: signal.map_or(0, stop_signal),
-        ..Default::default()
     })
 }
 

@@ -49,10 +49,10 @@ impl Val for KeyedList {
     fn equals(&self, other: &dyn Val) -> bool {
         let Some(other) = other.downcast_ref::<CelList<'_>>() else { return false };
         let (own, others) = (self.list.inner(), other.inner());
-        let matches = |item: &Box<dyn Val>| {
-            others.iter().any(|other| self.is_same(item.as_ref(), other.as_ref()) && item.equals(other.as_ref()))
+        let matches = |item: &dyn Val| {
+            others.iter().any(|other| self.is_same(item, other.as_ref()) && item.equals(other.as_ref()))
         };
-        own.len() == others.len() && own.iter().all(matches)
+        own.len() == others.len() && own.iter().all(|item| matches(item.as_ref()))
     }
 
     fn as_adder<'b, 'v>(&'b self) -> Option<&'b (dyn Adder + 'v)>

@@ -143,7 +143,7 @@ pub fn needs_volumes(pod: &Pod) -> bool {
     let may_run = |status: &ContainerStatus| {
         status.state.as_ref().is_none_or(|state| state.terminated.is_none() && state.waiting.is_none())
     };
-    !pods::is_finished(pod) && !(is_deleted(&pod.metadata) && !statuses.any(may_run))
+    !pods::is_finished(pod) && (!is_deleted(&pod.metadata) || statuses.any(may_run))
 }
 
 pub fn csi(volume: &PersistentVolume) -> Option<&CSIPersistentVolumeSource> {

@@ -66,20 +66,21 @@ pub struct Proposal {
     pub usage: i64,
 }
 
+/// Why no number of replicas can be told.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum CalculationError {
+pub enum Missing {
     #[error("no pods returned by selector while calculating replica count")]
-    NoPods,
+    Pods,
     #[error("did not receive metrics for targeted pods (pods might be unready)")]
-    NoMetrics,
+    Metrics,
     #[error("no metrics returned matched known pods")]
-    NoMatch,
+    Match,
     #[error("missing request for {resource} in container {container} of Pod {pod}")]
-    NoRequest { resource: String, container: String, pod: String },
+    Request { resource: String, container: String, pod: String },
     #[error("missing pod-level request for {resource} in Pod {pod}")]
-    NoPodRequest { resource: String, pod: String },
+    PodRequest { resource: String, pod: String },
     #[error("container {container} not found in Pod {pod}")]
-    NoContainer { container: String, pod: String },
+    Container { container: String, pod: String },
 }
 
 /// A goal with what is needed to compare figures with it.
@@ -96,7 +97,7 @@ struct Usage {
 }
 
 impl Measure {
-    fn usage(&self, metrics: &PodMetrics) -> Result<Usage, CalculationError> {
+    fn usage(&self, metrics: &PodMetrics) -> Result<Usage, Missing> {
         match self {
             Self::Amount(goal) => {
                 let total: i128 = metrics.values().map(|metric| i128::from(metric.value)).sum();
@@ -110,7 +111,7 @@ impl Measure {
                 };
                 let (used, requested, count) = known.fold((0, 0, 0), add);
                 if requested == 0 {
-                    return Err(CalculationError::NoMatch);
+                    return Err(Missing::Match);
                 }
                 let utilization = saturate(used * 100 / requested);
                 let ratio = f64::from(utilization) / f64::from(*percent);
@@ -149,14 +150,14 @@ pub fn by_pods(
     resource: Option<&str>,
     goal: &Goal<'_>,
     mut metrics: PodMetrics,
-) -> Result<Proposal, CalculationError> {
+) -> Result<Proposal, Missing> {
     if scaled.pods.is_empty() {
-        return Err(CalculationError::NoPods);
+        return Err(Missing::Pods);
     }
     let groups = Groups::of(scaled, resource, &metrics);
     metrics.retain(|pod, _| !groups.ignored.contains(pod) && !groups.unready.contains(pod));
     if metrics.is_empty() {
-        return Err(CalculationError::NoMetrics);
+        return Err(Missing::Metrics);
     }
     let measure = match *goal {
         Goal::Amount(goal) => Measure::Amount(goal),
@@ -188,14 +189,14 @@ pub fn by_pods(
 }
 
 /// The replicas for one value that all pods together shall bring to the goal.
-pub fn by_value(scaled: &Scaled<'_>, goal: i64, usage: i64) -> Result<Proposal, CalculationError> {
+pub fn by_value(scaled: &Scaled<'_>, goal: i64, usage: i64) -> Result<Proposal, Missing> {
     let ratio = usage as f64 / goal as f64;
     let replicas = if scaled.current == 0 {
         ceil(ratio)
     } else if scaled.tolerances.cover(ratio) {
         scaled.current
     } else if scaled.pods.is_empty() {
-        return Err(CalculationError::NoPods);
+        return Err(Missing::Pods);
     } else {
         let ready = scaled.pods.iter().filter(|pod| pods::phase(pod) == "Running" && pods::is_ready(pod)).count();
         ceil(ratio * ready as f64)

@@ -7,11 +7,11 @@ use apimachinery::meta::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
-use super::replicas::CalculationError;
+use super::replicas::Missing;
 use crate::common::name;
 
 /// The requests by the pods' names: of one container, or if its name is empty of the whole pod.
-pub fn requests(pods: &[Arc<Pod>], resource: &str, container: &str) -> Result<BTreeMap<String, i64>, CalculationError> {
+pub fn requests(pods: &[Arc<Pod>], resource: &str, container: &str) -> Result<BTreeMap<String, i64>, Missing> {
     let request = |pod: &Arc<Pod>| {
         let request = if container.is_empty() { of_pod(pod, resource) } else { of_container(pod, resource, container) };
         request.map(|request| (name(&pod.metadata).to_owned(), request))
@@ -20,7 +20,7 @@ pub fn requests(pods: &[Arc<Pod>], resource: &str, container: &str) -> Result<BT
 }
 
 /// What the pod says for the whole of itself, or else the sum of its containers.
-fn of_pod(pod: &Pod, resource: &str) -> Result<i64, CalculationError> {
+fn of_pod(pod: &Pod, resource: &str) -> Result<i64, Missing> {
     let own = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()).filter(|own| is_set(own));
     let sum = || {
         let mut sum = 0_i64;
@@ -37,18 +37,14 @@ fn of_pod(pod: &Pod, resource: &str) -> Result<i64, CalculationError> {
         None if lasting(pod).any(|container| amount(container, resource).is_some()) => {
             Ok(lasting(pod).filter_map(|container| amount(container, resource)).fold(overhead, i64::saturating_add))
         }
-        None => {
-            Err(CalculationError::NoPodRequest { resource: resource.to_owned(), pod: name(&pod.metadata).to_owned() })
-        }
+        None => Err(Missing::PodRequest { resource: resource.to_owned(), pod: name(&pod.metadata).to_owned() }),
     }
 }
 
-fn of_container(pod: &Pod, resource: &str, container: &str) -> Result<i64, CalculationError> {
+fn of_container(pod: &Pod, resource: &str, container: &str) -> Result<i64, Missing> {
     match lasting(pod).find(|candidate| candidate.name == container) {
         Some(found) => amount(found, resource).ok_or_else(|| missing(pod, resource, found)),
-        None => {
-            Err(CalculationError::NoContainer { container: container.to_owned(), pod: name(&pod.metadata).to_owned() })
-        }
+        None => Err(Missing::Container { container: container.to_owned(), pod: name(&pod.metadata).to_owned() }),
     }
 }
 
@@ -78,8 +74,8 @@ fn milli(list: Option<&BTreeMap<String, Text>>, resource: &str) -> Option<i64> {
     list?.get(resource)?.0.parse::<Quantity>().ok().map(|quantity| quantity.milli_value())
 }
 
-fn missing(pod: &Pod, resource: &str, container: &Container) -> CalculationError {
-    CalculationError::NoRequest {
+fn missing(pod: &Pod, resource: &str, container: &Container) -> Missing {
+    Missing::Request {
         resource: resource.to_owned(),
         container: container.name.clone(),
         pod: name(&pod.metadata).to_owned(),

@@ -3,7 +3,7 @@
 use super::decide::Replicas;
 use super::metric::Samples;
 use super::replicas::{
-    CalculationError, Goal, PodMetric, PodMetrics, Proposal, Scaled, Tolerances, by_pods, by_share, by_value,
+    Goal, Missing, PodMetric, PodMetrics, Proposal, Scaled, Tolerances, by_pods, by_share, by_value,
 };
 use super::*;
 use serde_json::{Value, json};
@@ -161,8 +161,8 @@ fn what_cannot_be_computed() {
         let pods = pods(letters);
         by_pods(&scaled(&pods, 1, TENTH), Some("cpu"), &goal(container), figures(levels)).unwrap_err()
     };
-    assert_eq!(error("", &[100], ""), CalculationError::NoPods);
-    assert_eq!(error("u", &[100], ""), CalculationError::NoMetrics);
+    assert_eq!(error("", &[100], ""), Missing::Pods);
+    assert_eq!(error("u", &[100], ""), Missing::Metrics);
     assert_eq!(error("r", &[100], "d").to_string(), "container d not found in Pod 0");
     let bare: Pod = parse(
         json!({"metadata": {"name": "0"}, "spec": {"containers": [{"name": "c"}]}, "status": {"phase": "Running"}}),

@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(data(&plan(right, ended)), Some(unsigned.clone()));
         let ending = plan(unsigned.clone(), signing("abcdef", &[("expiration", "1970-01-01T00:02:00Z")]));
         assert_eq!(ending.again_after, Some(std::time::Duration::from_secs(20)));
-        assert!(plan(unsigned.clone(), signing("ghijkl", &[])).is_empty());
+        assert!(plan(unsigned, signing("ghijkl", &[])).is_empty());
         assert!(plan(json!({}), signing("abcdef", &[])).is_empty());
     }
 }

@@ -38,7 +38,7 @@ pub fn start(context: &Context) {
     let templates: Arc<Informer<ResourceClaimTemplate>> = informers.of();
     pods.add_index(CLAIM_INDEX, |pod| claims_of(pod).iter().map(ToString::to_string).collect());
     pods.add_index(TEMPLATE_INDEX, templates_of);
-    let controller = PodClaims { pods: pods.clone(), claims: claims.clone(), templates: templates.clone() };
+    let controller = PodClaims { pods: pods.clone(), claims: claims.clone(), templates };
     context.driver.run(controller, 10, |controller, wiring| {
         wiring.map(&controller.pods, |change| {
             let new = change.new.iter().filter(|pod| !pod_claims(pod).is_empty());

@@ -241,7 +241,7 @@ mod tests {
         assert_eq!((data.attachment_id.as_str(), data.spec_volume_id.as_str()), ("csi-1", "pv"));
         place.save(&data).unwrap();
         assert_eq!(place.load().unwrap(), Some(data));
-        assert_eq!(all_published(root.path()), [place.clone()]);
+        assert_eq!(all_published(root.path()), std::slice::from_ref(&place));
         place.prepare_mount_point().unwrap();
         place.remove().unwrap();
         assert!(!place.directory.exists());
