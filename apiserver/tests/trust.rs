@@ -26,7 +26,10 @@ async fn cluster(change: impl FnOnce(&mut Config)) -> Option<Cluster> {
     let etcd = TestEtcd::start().expect("etcd starts")?;
     let store = etcd.store().await.expect("etcd answers");
     let server = TestServer::start_with(store, change).await.expect("the server starts");
-    Some(Cluster { api: Api::new(&server), server, etcd })
+    let api = Api::new(&server);
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
+    assert_eq!(api.post("/api/v1/namespaces", &namespace).await.0, StatusCode::CREATED);
+    Some(Cluster { api, server, etcd })
 }
 
 fn write(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {

@@ -260,8 +260,12 @@ struct Kubelet<'a> {
 
 impl Drop for Kubelet<'_> {
     fn drop(&mut self) {
-        // It may have ended by itself, which the test has noticed.
-        let _ = self.cluster.in_node(NODE, &["sh", "-c", &format!("kill -9 $(cat {})", self.pid_file)]);
+        // The next one needs its ports. It may have ended by itself, which the test has noticed.
+        let script = format!(
+            "pid=$(cat {}); kill -9 $pid; for i in $(seq 100); do [ -e /proc/$pid ] || break; sleep 0.05; done",
+            self.pid_file
+        );
+        let _ = self.cluster.in_node(NODE, &["sh", "-c", &script]);
     }
 }
 
