@@ -1,10 +1,12 @@
 //! Where CSI volumes are on the disk and what is written down beside them, as upstream lays it out: either kubelet can
 //! take over what the other has mounted.
 //!
-//!     pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount             published for one pod
-//!     pods/<uid>/volumes/kubernetes.io~csi/<volume>/vol_data.json
-//!     plugins/kubernetes.io/csi/<driver>/<digest>/globalmount         staged for the whole node
-//!     plugins/kubernetes.io/csi/<driver>/<digest>/vol_data.json
+//! ```text
+//! pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount             published for one pod
+//! pods/<uid>/volumes/kubernetes.io~csi/<volume>/vol_data.json
+//! plugins/kubernetes.io/csi/<driver>/<digest>/globalmount         staged for the whole node
+//! plugins/kubernetes.io/csi/<driver>/<digest>/vol_data.json
+//! ```
 
 use std::fs;
 use std::io;
