@@ -128,7 +128,9 @@ impl Tally {
         failed: &mut BTreeSet<String>,
     ) {
         let pod_uid = uid(&pod.metadata).to_owned();
-        if pods::phase(pod) == "Succeeded" {
+        if pods::phase(pod) == "Succeeded" && failed.contains(&pod_uid) {
+            // It counted as failed when it was deleted while it ran, and stays so however it ended.
+        } else if pods::phase(pod) == "Succeeded" {
             match index_of(pod).filter(|_| is_indexed(spec)) {
                 Some(index) if index < spec.completions.unwrap_or(0) => {
                     self.completed.0.insert(index);

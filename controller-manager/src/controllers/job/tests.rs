@@ -156,6 +156,21 @@ fn every_pod_is_counted_once_even_when_it_is_gone() {
 }
 
 #[test]
+fn a_pod_that_counts_as_failed_does_not_succeed_later() {
+    let mut world = World::new(json!({"parallelism": 1, "completions": 1}));
+    world.step(0);
+    world.pods[0]["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:01Z");
+    world.job["status"]["uncountedTerminatedPods"] = json!({"failed": ["p0"]});
+    world.end("Succeeded", 0, 1);
+    for second in 1..4 {
+        world.step(second);
+        let uncounted = &world.job["status"]["uncountedTerminatedPods"];
+        assert!(uncounted["succeeded"].is_null(), "{uncounted}");
+    }
+    assert_eq!((&world.job["status"]["failed"], &world.job["status"]["succeeded"]), (&json!(1), &Value::Null));
+}
+
+#[test]
 fn indexed_jobs_complete_each_index_once() {
     let mut world = World::new(json!({"completionMode": "Indexed", "parallelism": 3}));
     world.step(0);
