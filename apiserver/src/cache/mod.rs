@@ -52,9 +52,19 @@ impl Caches {
         let existing = self.by_prefix.load().get(prefix).cloned();
         let cache = existing
             .unwrap_or_else(|| Arc::new(ResourceCache::new(prefix.to_owned(), Arc::new(kind), self.progress.clone())));
+        self.put(group, resource, cache)
+    }
+
+    /// A new cache in the place of one, to be filled by `feed::fill_new`. Whoever reads the old one goes on to see all
+    /// changes.
+    pub fn replace(&self, group: &str, resource: &str, old: &Arc<ResourceCache>, kind: KindInfo) -> Arc<ResourceCache> {
+        self.put(group, resource, Arc::new(old.successor(kind)))
+    }
+
+    fn put(&self, group: &str, resource: &str, cache: Arc<ResourceCache>) -> Arc<ResourceCache> {
         self.by_prefix.rcu(|map| {
             let mut map = BTreeMap::clone(map);
-            map.insert(prefix.to_owned(), cache.clone());
+            map.insert(cache.prefix().to_owned(), cache.clone());
             map
         });
         self.by_resource.rcu(|map| {
@@ -123,5 +133,27 @@ impl Caches {
         let mut progressed = self.progressed.subscribe();
         // The sender lives as long as `self`, so this cannot fail.
         let _ = progressed.wait_for(|now| *now >= revision).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Change, Entry};
+
+    #[test]
+    fn a_replaced_cache_follows_the_store_while_somebody_reads_it() {
+        let caches = Caches::default();
+        let (prefix, kind) = ("/registry/g/things/", KindInfo { kind: "Thing".into(), ..KindInfo::default() });
+        let old = caches.add("g", "things", prefix, KindInfo::default());
+        old.fill(Vec::new(), 1);
+        let new = caches.replace("g", "things", &old, kind);
+        new.fill(Vec::new(), 1);
+        let key = format!("{prefix}a");
+        let value = br#"{"metadata":{"name":"a"}}"#.to_vec().into();
+        let change = Change::Put(Entry { key: key.clone(), value, revision: 2 });
+        caches.of_key(&key).expect("the new cache").apply(&[&change]);
+        assert!(new.get("", "a").is_some() && old.get("", "a").is_some());
+        assert!(Arc::ptr_eq(&caches.get("g", "things").expect("the resource has a cache"), &new));
     }
 }

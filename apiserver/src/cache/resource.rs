@@ -7,8 +7,8 @@
 //! sees each event either in the snapshot or in its queue, never in both and never in neither.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -87,6 +87,8 @@ pub struct ResourceCache {
     state: Mutex<State>,
     /// The revision up to which the feed has applied everything, of all resources.
     progress: Arc<AtomicU64>,
+    /// The cache that this one has replaced: it follows the store as long as somebody still reads it.
+    predecessor: Weak<Self>,
 }
 
 /// Why a watch cannot start where it was asked to.
@@ -122,7 +124,13 @@ pub struct Watch {
 
 impl ResourceCache {
     pub(super) fn new(prefix: String, kind: Arc<KindInfo>, progress: Arc<AtomicU64>) -> Self {
-        Self { prefix, kind, view: ArcSwap::default(), state: Mutex::default(), progress }
+        Self { prefix, kind, view: ArcSwap::default(), state: Mutex::default(), progress, predecessor: Weak::new() }
+    }
+
+    /// An empty cache of the same objects, to be kept in another way.
+    pub(super) fn successor(self: &Arc<Self>, kind: KindInfo) -> Self {
+        let fresh = Self::new(self.prefix.clone(), Arc::new(kind), self.progress.clone());
+        Self { predecessor: Arc::downgrade(self), ..fresh }
     }
 
     pub fn kind(&self) -> &Arc<KindInfo> {
@@ -271,13 +279,16 @@ impl ResourceCache {
         self.apply_locked(&mut state, &pending.iter().collect::<Vec<_>>());
     }
 
-    /// Ends every watch, because the resource is served no more.
-    pub(super) fn end_watches(&self) {
+    /// Ends every watch, because the resource is served no more, or from another cache.
+    pub(crate) fn end_watches(&self) {
         self.state.lock().watchers.clear();
     }
 
     /// Applies changes, in order. Nothing under another prefix may be among them.
     pub(super) fn apply(&self, changes: &[&Change]) {
+        if let Some(predecessor) = self.predecessor.upgrade() {
+            predecessor.apply(changes);
+        }
         let mut state = self.state.lock();
         if !self.is_ready() {
             return state.pending.extend(changes.iter().map(|change| (*change).clone()));

@@ -146,20 +146,23 @@ async fn install(server: &Arc<Server>, installed: &mut HashMap<String, Installed
         .map_err(|error| Status::internal(apimachinery::process::error_chain(&error)))?;
     let (group, resource) =
         (definition.group_resource.group.to_string(), definition.group_resource.resource.to_string());
-    let known = server.caches.get(&group, &resource).filter(|cache| **cache.kind() == definition.kind);
-    let cache = match known {
-        Some(cache) => cache,
+    let old = server.caches.get(&group, &resource);
+    let cache = match &old {
+        Some(old) if **old.kind() == definition.kind => old.clone(),
+        Some(old) => server.caches.replace(&group, &resource, old, definition.kind.clone()),
         None => {
-            server.caches.remove(&group, &resource);
             let prefix = format!("{}/{}/", server.config.etcd_prefix, layout::custom_prefix(&group, &resource));
-            let cache = server.caches.add(&group, &resource, &prefix, definition.kind.clone());
-            feed::fill_new(&server.store, &cache)
-                .await
-                .map_err(|error| Status::internal(apimachinery::process::error_chain(&error)))?;
-            cache
+            server.caches.add(&group, &resource, &prefix, definition.kind.clone())
         }
     };
-    server.registry.insert(definition.resource(cache));
+    if !cache.is_ready() {
+        feed::fill_new(&server.store, &cache)
+            .await
+            .map_err(|error| Status::internal(apimachinery::process::error_chain(&error)))?;
+    }
+    server.registry.insert(definition.resource(cache.clone()));
+    // Their clients come back to the new cache.
+    old.iter().filter(|old| !Arc::ptr_eq(old, &cache)).for_each(|old| old.end_watches());
     installed.insert(name.to_owned(), Installed { group, resource, spec: object["spec"].clone() });
     tracing::info!(name, "custom resource is served");
     Ok(())
