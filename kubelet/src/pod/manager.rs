@@ -385,7 +385,7 @@ impl Manager {
             pod.metadata.uid = Some(uid.clone());
             self.end_orphan(uid, pod);
         }
-        self.node.devices.retain_pods(|uid| self.workers.contains_key(uid) || self.waiting.contains_key(uid));
+        self.node.devices.retain_pods(|uid| self.knows(uid));
         tokio::spawn(csi::take_back_unused(self.node.csi.clone()));
     }
 
@@ -405,27 +405,24 @@ impl Manager {
         let labels =
             sandboxes.into_iter().map(|found| found.labels).chain(containers.into_iter().map(|found| found.labels));
         let orphans = labels.filter_map(|labels| run::orphan(&labels));
-        Ok(orphans
-            .map(|pod| (runtime_uid(&pod).to_owned(), pod))
-            .filter(|(uid, _)| !self.workers.contains_key(uid) && !self.waiting.contains_key(uid))
-            .collect())
+        Ok(orphans.map(|pod| (runtime_uid(&pod).to_owned(), pod)).filter(|(uid, _)| !self.knows(uid)).collect())
+    }
+
+    /// Whether the pod has a worker, or waits for one.
+    fn knows(&self, uid: &str) -> bool {
+        self.workers.contains_key(uid) || self.waiting.contains_key(uid)
     }
 
     /// Pods that have no worker and left a directory, a cgroup or a claim.
     fn leftovers(&self) -> BTreeSet<String> {
         let directories = fs::read_dir(self.node.state.root_dir.join("pods")).into_iter().flatten().flatten();
         let on_disk = directories.filter_map(|entry| entry.file_name().into_string().ok());
-        on_disk
-            .chain(self.node.cgroups.pods())
-            .chain(self.node.claims.users())
-            .filter(|uid| !self.workers.contains_key(uid) && !self.waiting.contains_key(uid))
-            .collect()
+        on_disk.chain(self.node.cgroups.pods()).chain(self.node.claims.users()).filter(|uid| !self.knows(uid)).collect()
     }
 
     /// Logs go last when a pod is forgotten: a kubelet that ended just before has left nothing else.
     fn clean_logs(&self) {
-        let known = |uid: &str| self.workers.contains_key(uid) || self.waiting.contains_key(uid);
-        for path in log_files::directories_without(&self.node.state.config.pod_logs_dir, known) {
+        for path in log_files::directories_without(&self.node.state.config.pod_logs_dir, |uid| self.knows(uid)) {
             tracing::info!(path = %path.display(), "removing the logs of an earlier pod");
             if let Err(error) = fs::remove_dir_all(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot remove the logs of an earlier pod");

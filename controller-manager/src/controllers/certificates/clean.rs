@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use apimachinery::controller::{Controller, Informer, ObjectKey, Plan, Write};
+use apimachinery::controller::{Controller, Informer, ObjectKey, Plan};
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 
-use super::{has, is_issued};
+use super::{delete_at, has, is_issued};
 use crate::app::Context;
-use crate::common::{after, elapsed};
+use crate::common::after;
 
 const DECIDED: Duration = Duration::from_secs(3600);
 const OPEN: Duration = Duration::from_secs(24 * 3600);
@@ -38,12 +38,7 @@ impl Controller for CleaningController {
         let created = request.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
         let decided = is_issued(&request) || has(&request, "Denied") || has(&request, "Failed");
         let due = after(created, if decided { DECIDED } else { OPEN });
-        if due <= now {
-            return Plan::write(Write::delete(request.as_ref()));
-        }
-        let mut plan = Plan::nothing();
-        plan.again_after(elapsed(now, due));
-        plan
+        delete_at(request.as_ref(), due, now)
     }
 }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use apimachinery::controller::{Controller, Informer, ObjectKey, Plan, Write};
+use apimachinery::controller::{Controller, Informer, ObjectKey, Plan};
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 
+use super::delete_at;
 use crate::app::Context;
-use crate::common::{after, elapsed};
+use crate::common::after;
 
 const KEPT: Duration = Duration::from_secs(15 * 60);
 
@@ -38,12 +39,7 @@ impl Controller for PodCleaningController {
     fn reconcile(&self, key: &ObjectKey, now: Timestamp) -> Plan {
         let Some(request) = self.requests.get(key) else { return Plan::nothing() };
         let due = after(request.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0), KEPT);
-        if due <= now {
-            return Plan::write(Write::delete(request.as_ref()));
-        }
-        let mut plan = Plan::nothing();
-        plan.again_after(elapsed(now, due));
-        plan
+        delete_at(request.as_ref(), due, now)
     }
 }
 

@@ -10,7 +10,12 @@ pub use clean::start as start_cleaner;
 pub use clean_pods::start as start_pod_cleaner;
 pub use sign::start as start_signer;
 
+use apimachinery::controller::{Plan, Write};
+use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use kube::Resource;
+
+use crate::common::elapsed;
 
 pub const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
@@ -24,4 +29,14 @@ fn has(request: &CertificateSigningRequest, type_: &str) -> bool {
 
 fn is_issued(request: &CertificateSigningRequest) -> bool {
     request.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|pem| !pem.0.is_empty())
+}
+
+/// Deletes a request when its time has come.
+fn delete_at<K: Resource<DynamicType = ()>>(request: &K, due: Timestamp, now: Timestamp) -> Plan {
+    if due <= now {
+        return Plan::write(Write::delete(request));
+    }
+    let mut plan = Plan::nothing();
+    plan.again_after(elapsed(now, due));
+    plan
 }
